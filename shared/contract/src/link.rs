@@ -1,0 +1,28 @@
+//! How controller and leader find the bulk tensor path they agreed on.
+
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LinkKind {
+    /// POSIX shared memory, both ends on one host.
+    Shm,
+    /// Device memory by CUDA IPC handle, both ends on one host.
+    CudaIpc,
+    /// A two-rank NCCL communicator.
+    Nccl,
+}
+
+/// A ring of slots for each direction. `in` is written by the controller, `out` by the leader.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkDescriptor {
+    pub kind: LinkKind,
+    /// Name of the shared memory object.
+    pub name: String,
+    pub slots_in: u32,
+    pub slots_out: u32,
+    /// Bytes a slot holds.
+    pub slot_bytes: u64,
+    /// A new lease or mesh epoch always means a new link epoch and newly allocated memory.
+    pub link_epoch: u64,
+}

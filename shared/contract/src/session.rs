@@ -1,0 +1,80 @@
+//! Session life between gateway and stage0.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{ChunkIndex, Incarnation, SessionId};
+use crate::media::VideoCodec;
+use crate::model::Size;
+use crate::params::Parameters;
+
+/// gateway → stage0 on `cell.{cell}.session.create`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CreateSession {
+    pub version: u16,
+    pub session: SessionId,
+    pub incarnation: Incarnation,
+    /// Absent: the cell's default size.
+    pub size: Option<Size>,
+    pub codec: VideoCodec,
+    pub bitrate_kbps: u32,
+    pub parameters: Parameters,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionCreated {
+    pub session: SessionId,
+    pub incarnation: Incarnation,
+    pub size: Size,
+}
+
+/// gateway → stage0 on `session.{sid}.params`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct UpdateParameters {
+    pub version: u16,
+    pub parameters: Parameters,
+}
+
+/// Accepted, and applied by the chunk that starts next.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ParametersAccepted {
+    /// Numbers the updates of a session; an `applied` event names the highest it contains.
+    pub update: u64,
+}
+
+/// gateway → stage0 on `session.{sid}.control`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Control {
+    Close {
+        reason: String,
+    },
+    /// Hard cut: the next chunk is the first of a new history.
+    Reset,
+    Pause {
+        paused: bool,
+    },
+    /// The next access unit is a keyframe.
+    Keyframe,
+    Bitrate {
+        kbps: u32,
+    },
+    /// Someone is watching. Without one for 10 s a session pauses, after 60 s it ends.
+    Viewer {
+        watching: bool,
+    },
+    /// The latest decoded frame as JPEG.
+    Frame {
+        quality: u8,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ControlReply {
+    Done,
+    Frame {
+        #[serde(with = "serde_bytes")]
+        jpeg: Vec<u8>,
+        chunk_index: ChunkIndex,
+    },
+}
