@@ -1,0 +1,70 @@
+//! Collective operations between the ranks of a mesh: all-reduce, broadcast, barrier, abort.
+//!
+//! All ranks make the same calls in the same order with tensors of the same dtype and element count; every call has a
+//! deadline. [`loopback`] joins processes or threads of one host over shared memory, for CPU tensors.
+
+mod error;
+pub mod loopback;
+mod solo;
+mod tensor;
+
+use std::time::Instant;
+
+use tch::Tensor;
+
+pub use crate::error::CollectiveError;
+pub use crate::solo::Solo;
+
+/// How the contributions of the ranks become one value. The combination runs in rank order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ReduceOp {
+    Sum,
+    Min,
+    Max,
+}
+
+impl ReduceOp {
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Sum => "sum",
+            Self::Min => "min",
+            Self::Max => "max",
+        }
+    }
+}
+
+/// One rank's end of a group. After any error but [`CollectiveError::BadTensor`] the group is of no further use: the
+/// ranks are out of step, so every later call on every rank returns [`CollectiveError::Aborted`].
+///
+/// Calls of one rank come from one thread at a time ([`Collective::abort`] excepted): an overlapping one has no place in
+/// the order and is a `Mismatch`.
+pub trait Collective: Send + Sync {
+    fn rank(&self) -> u32;
+
+    fn world_size(&self) -> u32;
+
+    /// Replaces `tensor` (contiguous; f32, f64, bf16 or i64) on every rank by the reduction over all ranks. The result
+    /// has the same bits on every rank.
+    ///
+    /// # Errors
+    /// `BadTensor` before anything is sent; `Timeout`, `Aborted`, `Mismatch`, `Io` leave `tensor` unspecified.
+    fn all_reduce(&self, tensor: &mut Tensor, op: ReduceOp, deadline: Instant)
+    -> Result<(), CollectiveError>;
+
+    /// Replaces `tensor` (contiguous; f32, f64, bf16 or i64) on every rank by `root`'s.
+    ///
+    /// # Errors
+    /// As [`Collective::all_reduce`].
+    fn broadcast(&self, tensor: &mut Tensor, root: u32, deadline: Instant) -> Result<(), CollectiveError>;
+
+    /// Returns when every rank has entered.
+    ///
+    /// # Errors
+    /// `Timeout`, `Aborted`, `Mismatch`, `Io`.
+    fn barrier(&self, deadline: Instant) -> Result<(), CollectiveError>;
+
+    /// From any thread: every blocked and every later call on this rank returns `Aborted`; peers see it too where the
+    /// transport can tell them. The first reason stands.
+    fn abort(&self, reason: &str);
+}
