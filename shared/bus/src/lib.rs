@@ -1,0 +1,33 @@
+//! The NATS client of every service: requests that carry their time left, endpoints that refuse expired work before
+//! it starts, services that anyone can discover (ADR-32), and the leader's claim in JetStream.
+//!
+//! What holds, whatever the broker does:
+//! - Nothing is published while disconnected: the caller gets `broker_unavailable` at once.
+//! - Everything received before a reconnect, or before a stall of this process, is discarded ([`ConnectionState`]'s
+//!   generation rises); requests among it are answered `broker_unavailable`.
+//! - Every wait has a deadline, every queue a bound; what a full queue drops is counted.
+//!
+//! A broker account needs, beside its own subjects, publish and subscribe on `_INBOX.>` (replies, and the marker
+//! that [`Bus::subscribe`] waits for), and subscribe on `$SRV.>` when it registers a [`Service`].
+
+mod bus;
+mod config;
+mod connect;
+mod discovery;
+mod endpoint;
+mod handle;
+pub mod leader_key;
+mod link;
+mod service;
+mod subscription;
+mod trace;
+mod wire;
+
+pub use bus::Bus;
+pub use config::{BusConfig, Secret};
+pub use endpoint::{Endpoint, Request};
+pub use link::ConnectionState;
+pub use service::{Service, ServiceInfo};
+pub use subscription::{Inbound, Subscription};
+pub use trace::current_traceparent;
+pub use wire::{DEFAULT_BUDGET, MAX_BUDGET};

@@ -1,0 +1,124 @@
+//! Sections that every service has.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use contract::CellId;
+use serde::{Deserialize, Serialize};
+
+/// What every service is told. Put it into a service's own configuration with `#[serde(flatten)]`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Common {
+    pub cell: CellSection,
+    pub nats: NatsSection,
+    pub http: HttpSection,
+    pub log: LogSection,
+    pub shutdown: ShutdownSection,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CellSection {
+    pub id: CellId,
+}
+
+/// The same keys as the bus's own settings, which services make from it.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NatsSection {
+    pub url: String,
+    pub user: Option<String>,
+    pub password: Option<String>,
+    pub password_file: Option<PathBuf>,
+    pub creds_file: Option<PathBuf>,
+    pub tls_ca_file: Option<PathBuf>,
+    pub connect_timeout_ms: u64,
+}
+
+impl fmt::Debug for NatsSection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NatsSection")
+            .field("user", &self.user)
+            .field("password", &self.password.as_ref().map(|_| "(set)"))
+            .finish_non_exhaustive()
+    }
+}
+
+impl Default for NatsSection {
+    fn default() -> Self {
+        Self {
+            url: "nats://127.0.0.1:4222".to_owned(),
+            user: None,
+            password: None,
+            password_file: None,
+            creds_file: None,
+            tls_ca_file: None,
+            connect_timeout_ms: 5_000,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HttpSection {
+    pub bind: String,
+    /// 0 picks a free port.
+    pub port: u16,
+}
+
+impl Default for HttpSection {
+    fn default() -> Self {
+        Self { bind: "127.0.0.1".to_owned(), port: 0 }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LogSection {
+    pub format: LogFormat,
+    /// Directives as `tracing` knows them: `info,kinemesh_bus=debug`.
+    pub filter: String,
+}
+
+impl Default for LogSection {
+    fn default() -> Self {
+        Self { format: LogFormat::Text, filter: "info,async_nats=warn".to_owned() }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ShutdownSection {
+    /// From the request to stop until the process is gone, whatever is wedged.
+    pub grace_ms: u64,
+}
+
+impl Default for ShutdownSection {
+    fn default() -> Self {
+        Self { grace_ms: 5_000 }
+    }
+}
+
+/// One line about each key above, for `--print-config`.
+pub(crate) const DOCS: &[(&str, &str)] = &[
+    ("cell.id", "name of the cell: a-z, 0-9 and '-'"),
+    ("nats.url", "nats://host:port or tls://host:port, several separated by commas"),
+    ("nats.password_file", "file whose first line is the password"),
+    ("nats.creds_file", "NATS credentials file (JWT and nkey seed)"),
+    ("nats.tls_ca_file", "PEM file of the broker's authority; with it TLS is required"),
+    ("nats.connect_timeout_ms", "how long one attempt to reach the broker may last"),
+    ("http.bind", "address of /live, /ready and /metrics"),
+    ("http.port", "0 picks a free one"),
+    ("log.format", "text or json"),
+    ("log.filter", "tracing directives"),
+    ("shutdown.grace_ms", "from the request to stop until the process is gone"),
+];
