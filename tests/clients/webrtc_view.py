@@ -1,0 +1,121 @@
+"""A WebRTC viewer made with aiortc: joins, counts decoded frames, hears the data channel, prints one JSON object.
+
+Frames are decoded by FFmpeg (PyAV), so what is counted here is a picture, not a packet.
+"""
+
+import argparse
+import asyncio
+import json
+import time
+import urllib.error
+import urllib.request
+
+import aioice.ice
+from aiortc import RTCConfiguration, RTCPeerConnection, RTCRtpReceiver, RTCSessionDescription
+from aiortc.mediastreams import MediaStreamError
+
+# aioice leaves out loopback, which is where the tests run.
+aioice.ice.get_host_addresses = lambda use_ipv4, use_ipv6: ["127.0.0.1"]
+
+
+def post(url, body):
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"content-type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def delete(url):
+    with urllib.request.urlopen(urllib.request.Request(url, method="DELETE"), timeout=20) as answer:
+        return answer.status
+
+
+async def watch(args):
+    connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+    channel = connection.createDataChannel("parameters")
+    transceiver = connection.addTransceiver("video", direction=args.direction)
+    codecs = RTCRtpReceiver.getCapabilities("video").codecs
+    wanted = [codec for codec in codecs if codec.mimeType.lower() == f"video/{args.codec}"]
+    transceiver.setCodecPreferences(wanted)
+    messages, opened, track = [], asyncio.Event(), asyncio.get_running_loop().create_future()
+    stopped = asyncio.Event()
+
+    @channel.on("open")
+    def _():
+        opened.set()
+
+    @channel.on("message")
+    def _(text):
+        message = json.loads(text)
+        messages.append({"at": time.monotonic(), **message})
+        if message["type"] == "stream_stopped":
+            stopped.set()
+
+    @connection.on("track")
+    def _(incoming):
+        if not track.done():
+            track.set_result(incoming)
+
+    await connection.setLocalDescription(await connection.createOffer())
+    body = {
+        "sdp": connection.localDescription.sdp,
+        "type": connection.localDescription.type,
+        "initialParameters": json.loads(args.parameters),
+    }
+    status, answer = await asyncio.to_thread(post, f"{args.url}/api/v1/webrtc/offer", body)
+    if status != 200:
+        await connection.close()
+        return {"status": status, "answer": answer}
+    print(json.dumps({"session": answer["sessionId"]}), flush=True)
+    await connection.setRemoteDescription(RTCSessionDescription(answer["sdp"], answer["type"]))
+
+    incoming = await asyncio.wait_for(track, 20)
+    await asyncio.wait_for(opened.wait(), 20)
+    if args.send:
+        channel.send(args.send)
+    frames, sizes, deviations, ended = 0, set(), [], None
+    try:
+        while frames < args.frames:
+            frame = await asyncio.wait_for(incoming.recv(), 30)
+            frames += 1
+            picture = frame.to_ndarray(format="rgb24")
+            sizes.add((frame.width, frame.height))
+            deviations.append(float(picture.std()))
+    except (MediaStreamError, asyncio.TimeoutError) as error:
+        ended = type(error).__name__
+    if args.until_stopped:
+        await asyncio.wait_for(stopped.wait(), 60)
+    if args.delete:
+        await asyncio.to_thread(delete, f"{args.url}/api/v1/webrtc/offer/{answer['sessionId']}")
+        await asyncio.wait_for(stopped.wait(), 20)
+    codecs = [line.split(" ")[1].split("/")[0] for line in answer["sdp"].splitlines() if line.startswith("a=rtpmap:")]
+    await connection.close()
+    return {
+        "status": status,
+        "session": answer["sessionId"],
+        "frames": frames,
+        "sizes": sorted(sizes),
+        "deviation": sum(deviations) / max(len(deviations), 1),
+        "codecs": codecs,
+        "messages": messages,
+        "ended": ended,
+        "now": time.monotonic(),
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--url", required=True)
+    parser.add_argument("--codec", default="vp8", choices=["h264", "vp8", "rtx"])
+    parser.add_argument("--direction", default="recvonly", choices=["recvonly", "sendrecv"])
+    parser.add_argument("--frames", type=int, default=40)
+    parser.add_argument("--parameters", default='{"prompts": [{"text": "a red fox", "weight": 1}]}')
+    parser.add_argument("--send", help="a message for the data channel once it is open")
+    parser.add_argument("--until-stopped", action="store_true", help="stay until stream_stopped arrives")
+    parser.add_argument("--delete", action="store_true", help="end the session by DELETE")
+    print(json.dumps(asyncio.run(asyncio.wait_for(watch(parser.parse_args()), 150))))
+
+
+main()

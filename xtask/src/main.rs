@@ -1,0 +1,54 @@
+//! `cargo xtask`: everything a developer, a newcomer or CI does with this repository.
+
+mod command;
+mod console;
+mod layout;
+mod outcome;
+mod setup;
+mod stack;
+mod tests;
+mod up;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::layout::Layout;
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", about = "Set up, run and test kinemesh", version)]
+struct Cli {
+    /// The checkout to work in. Default: the one that this program was built from.
+    #[arg(long, global = true, value_name = "FOLDER")]
+    root: Option<PathBuf>,
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Check the tools, fetch libtorch and nats-server, make the broker's credentials.
+    Setup(setup::Options),
+    /// Write the broker's credentials into a folder, and nothing else (for containers).
+    Credentials {
+        #[arg(long, value_name = "FOLDER")]
+        dir: PathBuf,
+    },
+    /// Build and run the whole stack on this machine until Ctrl-C.
+    Up(up::Options),
+    /// Build everything and run all tests.
+    Test(tests::Options),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let layout = Layout::new(cli.root);
+    let result = match cli.task {
+        Task::Setup(options) => setup::run(&layout, options),
+        Task::Credentials { dir } => setup::credentials::write(&dir),
+        Task::Up(options) => up::run(&layout, &options),
+        Task::Test(options) => tests::run(&layout, &options),
+    };
+    outcome::exit_code(result)
+}

@@ -1,0 +1,73 @@
+//! The log pump: what a child prints, line by line, behind its prefix.
+
+use std::collections::VecDeque;
+use std::io::{BufRead, BufReader, Read};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use crate::console::Console;
+
+/// A longer line is printed in pieces, so that a child that prints no line ends costs no memory.
+const MAX_LINE: u64 = 16 * 1024;
+/// Lines kept to explain an end.
+const KEPT: usize = 20;
+
+/// The last lines that a process printed.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Tail(Arc<Mutex<VecDeque<String>>>);
+
+impl Tail {
+    fn push(&self, line: &str) {
+        if let Ok(mut lines) = self.0.lock() {
+            if lines.len() == KEPT {
+                lines.pop_front();
+            }
+            lines.push_back(line.to_owned());
+        }
+    }
+
+    /// The last line that is not empty.
+    pub(super) fn last(&self) -> Option<String> {
+        self.0.lock().ok()?.iter().rev().find(|line| !line.trim().is_empty()).cloned()
+    }
+}
+
+/// Shows a stream until it ends, from a thread of its own.
+pub(super) fn pump(
+    stream: impl Read + Send + 'static,
+    console: Arc<Console>,
+    prefix: String,
+    tail: Tail,
+) -> thread::JoinHandle<()> {
+    thread::spawn(move || {
+        let mut reader = BufReader::new(stream);
+        loop {
+            let mut bytes = Vec::new();
+            match reader.by_ref().take(MAX_LINE).read_until(b'\n', &mut bytes) {
+                Ok(0) | Err(_) => return,
+                Ok(_) => {}
+            }
+            let line = String::from_utf8_lossy(&bytes);
+            let line = line.trim_end_matches(['\n', '\r']);
+            tail.push(line);
+            console.line(&format!("{prefix} {line}"));
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{KEPT, Tail};
+
+    #[test]
+    fn the_tail_is_bounded_and_skips_empty_lines() {
+        let tail = Tail::default();
+        for line in 0..100 {
+            tail.push(&line.to_string());
+        }
+        tail.push("  ");
+
+        assert_eq!(tail.last().as_deref(), Some("99"));
+        assert_eq!(tail.0.lock().unwrap().len(), KEPT);
+    }
+}

@@ -1,0 +1,112 @@
+//! One child process: what it is, and one life of it.
+
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use super::logs::{self, Tail};
+use crate::command::die_with_parent;
+use crate::console::Console;
+
+/// How long the log of a process that ended is still read: a grandchild may hold its pipe open.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+
+/// When a process is asked to stop, first to last: those that serve people go before what they stand on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Phase {
+    Gateway,
+    Stage0,
+    Leader,
+    Workers,
+    Broker,
+}
+
+impl Phase {
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Gateway, Self::Stage0, Self::Leader, Self::Workers, Self::Broker];
+}
+
+/// What a process is: enough to start it any number of times.
+#[derive(Clone, Debug)]
+pub(crate) struct Spec {
+    pub(crate) name: String,
+    pub(crate) phase: Phase,
+    pub(crate) program: PathBuf,
+    pub(crate) args: Vec<OsString>,
+    pub(crate) env: Vec<(String, OsString)>,
+}
+
+/// One life of a process.
+#[derive(Debug)]
+pub(super) struct Process {
+    child: Child,
+    started: Instant,
+    tail: Tail,
+    pumps: Vec<JoinHandle<()>>,
+}
+
+impl Process {
+    /// Starts it in a process group of its own, so that a terminal's Ctrl-C is ours to hand out, and bound to our life.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub(super) fn start(spec: &Spec, console: &Arc<Console>, prefix: &str) -> Result<Self> {
+        let mut command = Command::new(&spec.program);
+        command
+            .args(&spec.args)
+            .envs(spec.env.iter().map(|(key, value)| (key, value)))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0);
+        die_with_parent(&mut command, libc::SIGKILL);
+        let mut child = command
+            .spawn()
+            .with_context(|| format!("cannot start {} ({})", spec.name, spec.program.display()))?;
+        let tail = Tail::default();
+        let mut pumps = Vec::new();
+        if let Some(stdout) = child.stdout.take() {
+            pumps.push(logs::pump(stdout, Arc::clone(console), prefix.to_owned(), tail.clone()));
+        }
+        if let Some(stderr) = child.stderr.take() {
+            pumps.push(logs::pump(stderr, Arc::clone(console), prefix.to_owned(), tail.clone()));
+        }
+        Ok(Self { child, started: Instant::now(), tail, pumps })
+    }
+
+    pub(super) fn lived(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// How it ended, once it has; its last lines have been printed then.
+    ///
+    /// # Errors
+    /// If the operating system cannot say.
+    pub(super) fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        let Some(status) = self.child.try_wait()? else { return Ok(None) };
+        let end = Instant::now() + LAST_WORDS;
+        while self.pumps.iter().any(|pump| !pump.is_finished()) && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(Some(status))
+    }
+
+    /// The last line that it printed.
+    pub(super) fn last_line(&self) -> Option<String> {
+        self.tail.last()
+    }
+
+    /// Sends a signal to the process, which has not been waited for and so still owns its id.
+    pub(super) fn signal(&self, signal: libc::c_int) {
+        if let Ok(pid) = libc::pid_t::try_from(self.child.id()) {
+            // SAFETY: kill has no preconditions; the id is that of our child.
+            unsafe { libc::kill(pid, signal) };
+        }
+    }
+}

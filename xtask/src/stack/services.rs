@@ -1,0 +1,181 @@
+//! What the stack consists of, and the one table of configuration keys that it sets.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use super::process::{Phase, Spec};
+use crate::layout::Layout;
+use crate::setup::credentials;
+
+/// `KINEMESH_<SECTION>__<KEY>` of the services.
+mod key {
+    pub(super) const NATS_URL: &str = "KINEMESH_NATS__URL";
+    pub(super) const NATS_USER: &str = "KINEMESH_NATS__USER";
+    pub(super) const NATS_PASSWORD_FILE: &str = "KINEMESH_NATS__PASSWORD_FILE";
+    pub(super) const CELL_ID: &str = "KINEMESH_CELL__ID";
+    pub(super) const HTTP_PORT: &str = "KINEMESH_HTTP__PORT";
+    pub(super) const LOG_FORMAT: &str = "KINEMESH_LOG__FORMAT";
+    pub(super) const MODEL_NAME: &str = "KINEMESH_MODEL__NAME";
+    pub(super) const WORLD_SIZE: &str = "KINEMESH_MESH__WORLD_SIZE";
+    pub(super) const DEVICE_KIND: &str = "KINEMESH_DEVICE__KIND";
+    pub(super) const DEVICE_THREADS: &str = "KINEMESH_DEVICE__THREADS";
+}
+
+/// The crates whose binaries make the stack.
+pub(crate) const PACKAGES: [&str; 4] = ["gateway", "stage0", "mesh-leader", "tp-worker"];
+
+/// What the user chose.
+#[derive(Clone, Debug)]
+pub(crate) struct Stack {
+    pub(crate) gateway_port: u16,
+    pub(crate) nats_port: u16,
+    /// HTTP ports of stage0, the leader and the workers, in this order.
+    pub(crate) inner_ports: Vec<u16>,
+    pub(crate) world_size: u16,
+    pub(crate) model: String,
+    /// Cores of this machine.
+    pub(crate) cores: usize,
+}
+
+impl Stack {
+    /// How many ports it needs besides the gateway's and the broker's.
+    pub(crate) fn inner_port_count(world_size: u16) -> usize {
+        1 + usize::from(world_size).max(1)
+    }
+
+    /// The broker, which the services need before they start.
+    pub(crate) fn broker(&self, layout: &Layout) -> Spec {
+        let args: Vec<OsString> = vec![
+            "-c".into(),
+            layout.nats_config().into(),
+            "-p".into(),
+            self.nats_port.to_string().into(),
+            "-sd".into(),
+            self.store(layout).into(),
+        ];
+        Spec {
+            name: "nats".to_owned(),
+            phase: Phase::Broker,
+            program: layout.nats_server(),
+            args,
+            env: Vec::new(),
+        }
+    }
+
+    /// Where the broker keeps its streams.
+    pub(crate) fn store(&self, layout: &Layout) -> PathBuf {
+        layout.run_dir(self.gateway_port).join("jetstream")
+    }
+
+    /// The four services; one worker for each rank but the leader's.
+    pub(crate) fn services(&self, layout: &Layout) -> Vec<Spec> {
+        let threads = Threads::share(self.cores, self.world_size);
+        let mut ports = self.inner_ports.iter().copied();
+        let mut service =
+            |name: &str, program: &str, phase, user: &str, port: Option<u16>, threads: usize| {
+                let mut env = vec![
+                    (key::NATS_URL, OsString::from(format!("nats://127.0.0.1:{}", self.nats_port))),
+                    (key::NATS_USER, user.into()),
+                    (key::NATS_PASSWORD_FILE, credentials::password_file(&layout.credentials(), user).into()),
+                    (key::CELL_ID, "cell0".into()),
+                    (key::HTTP_PORT, port.or_else(|| ports.next()).unwrap_or_default().to_string().into()),
+                    (key::LOG_FORMAT, "text".into()),
+                ];
+                if phase != Phase::Gateway {
+                    env.push((key::MODEL_NAME, self.model.clone().into()));
+                    env.push((key::DEVICE_KIND, "cpu".into()));
+                    env.push((key::DEVICE_THREADS, threads.to_string().into()));
+                    // libtorch's own pools, which it sizes before any configuration is read.
+                    env.push(("OMP_NUM_THREADS", threads.to_string().into()));
+                    env.push(("MKL_NUM_THREADS", threads.to_string().into()));
+                }
+                if phase == Phase::Leader {
+                    env.push((key::WORLD_SIZE, self.world_size.to_string().into()));
+                }
+                Spec {
+                    name: name.to_owned(),
+                    phase,
+                    program: layout.binaries().join(program),
+                    args: Vec::new(),
+                    env: env.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
+                }
+            };
+        let mut specs = vec![
+            service("gateway", "gateway", Phase::Gateway, "gateway", Some(self.gateway_port), 1),
+            service("stage0", "stage0", Phase::Stage0, "stage0", None, threads.stage0),
+            service("leader", "mesh-leader", Phase::Leader, "leader", None, threads.rank),
+        ];
+        for rank in 1..self.world_size {
+            let name = format!("worker{rank}");
+            specs.push(service(&name, "tp-worker", Phase::Workers, "worker", None, threads.rank));
+        }
+        specs
+    }
+}
+
+/// Threads of a process: all of them work at the same time, so together they should not be more than the cores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Threads {
+    stage0: usize,
+    rank: usize,
+}
+
+impl Threads {
+    fn share(cores: usize, world_size: u16) -> Self {
+        let stage0 = (cores / 3).clamp(1, 4);
+        let ranks = usize::from(world_size).max(1);
+        Self { stage0, rank: (cores.saturating_sub(stage0) / ranks).clamp(1, 8) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::{Stack, Threads, key};
+    use crate::layout::Layout;
+
+    fn stack(world_size: u16) -> Stack {
+        Stack {
+            gateway_port: 8000,
+            nats_port: 4000,
+            inner_ports: (5000..).take(Stack::inner_port_count(world_size)).collect(),
+            world_size,
+            model: "tiny".to_owned(),
+            cores: 2,
+        }
+    }
+
+    #[test]
+    fn one_process_for_each_rank_and_two_more() {
+        let layout = Layout::new(Some(PathBuf::from("/checkout")));
+
+        for (world_size, processes) in [(1, 3), (2, 4), (4, 6)] {
+            assert_eq!(stack(world_size).services(&layout).len(), processes);
+        }
+    }
+
+    #[test]
+    fn every_service_has_its_own_port_and_its_own_password() {
+        let layout = Layout::new(Some(PathBuf::from("/checkout")));
+
+        for spec in stack(4).services(&layout) {
+            let value = |wanted: &str| {
+                spec.env
+                    .iter()
+                    .find(|(key, _)| key == wanted)
+                    .map(|(_, value)| value.to_string_lossy().into_owned())
+            };
+            assert_ne!(value(key::HTTP_PORT).unwrap(), "0", "{}", spec.name);
+            let user = value(key::NATS_USER).unwrap();
+            assert!(value(key::NATS_PASSWORD_FILE).unwrap().ends_with(&format!("{user}.password")));
+        }
+    }
+
+    #[test]
+    fn threads_fit_the_cores_and_everybody_has_one() {
+        assert_eq!(Threads::share(2, 2), Threads { stage0: 1, rank: 1 });
+        assert_eq!(Threads::share(2, 4), Threads { stage0: 1, rank: 1 });
+        assert_eq!(Threads::share(16, 2), Threads { stage0: 4, rank: 6 });
+    }
+}
