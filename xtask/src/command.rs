@@ -14,7 +14,7 @@ use crate::outcome::Failed;
 ///
 /// # Errors
 /// If it cannot be started, or ends with another exit code than 0 ([`Failed`]).
-pub(crate) fn run(command: &mut Command) -> Result<()> {
+pub fn run(command: &mut Command) -> Result<()> {
     let what = display(command);
     die_with_parent(command, libc::SIGTERM);
     let status = command.status().with_context(|| format!("cannot start `{what}`"))?;
@@ -23,7 +23,7 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 
 /// # Errors
 /// [`Failed`] if the status is not 0.
-pub(crate) fn check(what: &str, status: ExitStatus) -> Result<()> {
+pub fn check(what: &str, status: ExitStatus) -> Result<()> {
     if status.success() {
         return Ok(());
     }
@@ -32,7 +32,7 @@ pub(crate) fn check(what: &str, status: ExitStatus) -> Result<()> {
 }
 
 /// Whether a command can be started and ends with exit code 0. It is not heard.
-pub(crate) fn succeeds(program: &str, args: &[&str]) -> bool {
+pub fn succeeds(program: &str, args: &[&str]) -> bool {
     Command::new(program)
         .args(args)
         .stdin(Stdio::null())
@@ -43,17 +43,17 @@ pub(crate) fn succeeds(program: &str, args: &[&str]) -> bool {
 }
 
 /// The program of that name in `PATH`.
-pub(crate) fn find(program: &str) -> Option<PathBuf> {
+pub fn find(program: &str) -> Option<PathBuf> {
     env::split_paths(&env::var_os("PATH")?).map(|dir| dir.join(program)).find(|path| path.is_file())
 }
 
 /// The cargo that runs this program, else the one in `PATH`.
-pub(crate) fn cargo() -> Command {
+pub fn cargo() -> Command {
     Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }
 
 /// The command as a person would type it, program name without its folder.
-pub(crate) fn display(command: &Command) -> String {
+pub fn display(command: &Command) -> String {
     let program = PathBuf::from(command.get_program());
     let name = program.file_name().unwrap_or(command.get_program());
     std::iter::once(name).chain(command.get_args()).map(OsStr::to_string_lossy).collect::<Vec<_>>().join(" ")
@@ -61,7 +61,7 @@ pub(crate) fn display(command: &Command) -> String {
 
 /// The child gets `signal` when the thread that started it ends, so nothing outlives this program, even if it is
 /// killed. Start such children from the main thread only.
-pub(crate) fn die_with_parent(command: &mut Command, signal: libc::c_int) {
+pub fn die_with_parent(command: &mut Command, signal: libc::c_int) {
     let parent = std::process::id();
     // SAFETY: between fork and exec only async-signal-safe calls are made: prctl and getppid.
     unsafe {

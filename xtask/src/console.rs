@@ -11,15 +11,21 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 const PALETTE: [u8; 6] = [36, 35, 33, 32, 34, 31];
 
 #[derive(Debug)]
-pub(crate) struct Console {
+pub struct Console {
     spinner: ProgressBar,
     interactive: bool,
     coloured: bool,
     status: Mutex<String>,
 }
 
+impl Default for Console {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Console {
-    pub(crate) fn new() -> Self {
+    pub fn new() -> Self {
         let interactive = std::io::stderr().is_terminal() && std::io::stdout().is_terminal();
         let spinner = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
         if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} ({elapsed})") {
@@ -30,7 +36,7 @@ impl Console {
     }
 
     /// Prints a line of a service, or of our own, above the status.
-    pub(crate) fn line(&self, text: &str) {
+    pub fn line(&self, text: &str) {
         self.spinner.suspend(|| {
             // A closed pipe on our side is no reason to stop the stack.
             let _ = writeln!(std::io::stdout().lock(), "{text}");
@@ -38,7 +44,7 @@ impl Console {
     }
 
     /// Shows what is being waited for; an unchanged text is not repeated.
-    pub(crate) fn status(&self, text: &str) {
+    pub fn status(&self, text: &str) {
         let Ok(mut current) = self.status.lock() else { return };
         if *current == text {
             return;
@@ -54,7 +60,7 @@ impl Console {
     }
 
     /// Takes the status away.
-    pub(crate) fn clear_status(&self) {
+    pub fn clear_status(&self) {
         if let Ok(mut current) = self.status.lock() {
             current.clear();
         }
@@ -63,7 +69,7 @@ impl Console {
     }
 
     /// `name |` padded to `width`, coloured by its index where colours are wanted.
-    pub(crate) fn prefix(&self, name: &str, width: usize, index: usize) -> String {
+    pub fn prefix(&self, name: &str, width: usize, index: usize) -> String {
         if self.coloured {
             format!("\x1b[{}m{name:width$} |\x1b[0m", PALETTE[index % PALETTE.len()])
         } else {
@@ -73,6 +79,6 @@ impl Console {
 }
 
 /// Bytes for people.
-pub(crate) fn mebibytes(bytes: u64) -> String {
+pub fn mebibytes(bytes: u64) -> String {
     format!("{} MiB", bytes / (1024 * 1024))
 }

@@ -4,13 +4,13 @@ use std::env;
 use std::path::{Path, PathBuf};
 
 #[derive(Clone, Debug)]
-pub(crate) struct Layout {
+pub struct Layout {
     root: PathBuf,
 }
 
 impl Layout {
     /// `root` is the checkout; without one, the checkout that this program was built from.
-    pub(crate) fn new(root: Option<PathBuf>) -> Self {
+    pub fn new(root: Option<PathBuf>) -> Self {
         let root = root.unwrap_or_else(|| {
             let xtask = env::var_os("CARGO_MANIFEST_DIR")
                 .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
@@ -19,58 +19,58 @@ impl Layout {
         Self { root: std::path::absolute(&root).unwrap_or(root) }
     }
 
-    pub(crate) fn root(&self) -> &Path {
+    pub fn root(&self) -> &Path {
         &self.root
     }
 
     /// The git-ignored folder.
-    pub(crate) fn private(&self) -> PathBuf {
+    pub fn private(&self) -> PathBuf {
         self.root.join(".kinemesh")
     }
 
     /// Unpacked wheels: libtorch, CUDA libraries, nats-server.
-    pub(crate) fn site(&self) -> PathBuf {
+    pub fn site(&self) -> PathBuf {
         self.private().join("site")
     }
 
     /// The folder that `LIBTORCH` names.
-    pub(crate) fn libtorch(&self) -> PathBuf {
+    pub fn libtorch(&self) -> PathBuf {
         self.private().join("libtorch")
     }
 
     /// Python environment: fetches the wheels and runs the test clients.
-    pub(crate) fn venv(&self) -> PathBuf {
+    pub fn venv(&self) -> PathBuf {
         self.private().join("venv")
     }
 
     /// The broker's credentials.
-    pub(crate) fn credentials(&self) -> PathBuf {
+    pub fn credentials(&self) -> PathBuf {
         self.private().join("nats")
     }
 
     /// State of one running stack, told apart by the gateway's port, which no two of them can share.
-    pub(crate) fn run_dir(&self, gateway_port: u16) -> PathBuf {
+    pub fn run_dir(&self, gateway_port: u16) -> PathBuf {
         self.private().join("run").join(gateway_port.to_string())
     }
 
-    pub(crate) fn nats_server(&self) -> PathBuf {
+    pub fn nats_server(&self) -> PathBuf {
         self.site().join("bin/nats-server")
     }
 
-    pub(crate) fn nats_config(&self) -> PathBuf {
+    pub fn nats_config(&self) -> PathBuf {
         self.root.join("nats/nats-server.conf")
     }
 
-    pub(crate) fn requirements(&self, file: &str) -> PathBuf {
+    pub fn requirements(&self, file: &str) -> PathBuf {
         self.root.join("xtask/requirements").join(file)
     }
 
-    pub(crate) fn client_requirements(&self) -> PathBuf {
+    pub fn client_requirements(&self) -> PathBuf {
         self.root.join("tests/clients/requirements.txt")
     }
 
     /// Folder of the binaries that `cargo build --release` makes.
-    pub(crate) fn binaries(&self) -> PathBuf {
+    pub fn binaries(&self) -> PathBuf {
         env::var_os("CARGO_TARGET_DIR")
             .map_or_else(|| self.root.join("target"), |dir| self.root.join(dir))
             .join("release")

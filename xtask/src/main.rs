@@ -1,20 +1,12 @@
 //! `cargo xtask`: everything a developer, a newcomer or CI does with this repository.
 
-mod command;
-mod console;
-mod layout;
-mod outcome;
-mod setup;
-mod stack;
-mod tests;
-mod up;
-
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::layout::Layout;
+use xtask::layout::Layout;
+use xtask::{outcome, setup, tests, up};
 
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", about = "Set up, run and test kinemesh", version)]

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 /// Something the user has to change before the task can work: a missing tool, a busy port, a refused setting.
 #[derive(Debug)]
-pub(crate) struct Refused(pub String);
+pub struct Refused(pub String);
 
 impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -17,9 +17,9 @@ impl std::error::Error for Refused {}
 
 /// A command of another program failed and has already said why; its exit code is passed on.
 #[derive(Debug)]
-pub(crate) struct Failed {
-    pub(crate) what: String,
-    pub(crate) code: u8,
+pub struct Failed {
+    pub what: String,
+    pub code: u8,
 }
 
 impl fmt::Display for Failed {
@@ -31,7 +31,7 @@ impl fmt::Display for Failed {
 impl std::error::Error for Failed {}
 
 /// Prints the error, if any, and maps it to the exit code.
-pub(crate) fn exit_code(result: anyhow::Result<()>) -> ExitCode {
+pub fn exit_code(result: anyhow::Result<()>) -> ExitCode {
     let Err(error) = result else { return ExitCode::SUCCESS };
     eprintln!("error: {error:#}");
     if error.is::<Refused>() {

@@ -9,7 +9,7 @@ use crate::layout::Layout;
 use crate::setup;
 
 #[derive(Clone, Debug, clap::Args)]
-pub(crate) struct Options {
+pub struct Options {
     /// Passed on to `cargo nextest run`, or to `cargo test` where nextest is not installed.
     #[arg(last = true)]
     args: Vec<OsString>,
@@ -17,7 +17,7 @@ pub(crate) struct Options {
 
 /// # Errors
 /// What failed: setting up, building, or a test, with the exit code of what failed.
-pub(crate) fn run(layout: &Layout, options: &Options) -> Result<()> {
+pub fn run(layout: &Layout, options: &Options) -> Result<()> {
     setup::run(layout, setup::Options::default())?;
     setup::ensure(&setup::BROWSER)?;
     setup::clients::fetch(layout)?;

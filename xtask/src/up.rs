@@ -14,8 +14,7 @@ use crate::console::Console;
 use crate::layout::Layout;
 use crate::outcome::Refused;
 use crate::setup;
-use crate::stack::services::{PACKAGES, Stack};
-use crate::stack::{Readiness, Refusal, Supervisor, Watch, free_ports, is_free, signals};
+use crate::stack::{PACKAGES, Readiness, Refusal, Stack, Supervisor, Watch, free_ports, is_free, signals};
 
 const TICK: Duration = Duration::from_millis(50);
 const BROKER_PATIENCE: Duration = Duration::from_secs(10);
@@ -23,7 +22,7 @@ const BROKER_PATIENCE: Duration = Duration::from_secs(10);
 const NATS_PORT: u16 = 4222;
 
 #[derive(Clone, Debug, clap::Args)]
-pub(crate) struct Options {
+pub struct Options {
     /// Ranks of the tensor-parallel mesh: the leader and the workers beside it.
     #[arg(long, default_value_t = 2)]
     world_size: u16,
@@ -38,12 +37,12 @@ pub(crate) struct Options {
 /// # Errors
 /// [`Refused`] if the user has to change something (a busy port, a setting that a service refuses); otherwise what
 /// failed while building or starting.
-pub(crate) fn run(layout: &Layout, options: &Options) -> Result<()> {
+pub fn run(layout: &Layout, options: &Options) -> Result<()> {
     // Before the long part: a busy port is known now.
-    let stack = plan(options)?;
+    let stack = plan(layout, options)?;
     setup::run(layout, setup::Options::default())?;
     build(layout)?;
-    fs::create_dir_all(stack.store(layout))?;
+    fs::create_dir_all(&stack.run_dir)?;
 
     signals::listen();
     let console = Arc::new(Console::new());
@@ -66,7 +65,7 @@ pub(crate) fn run(layout: &Layout, options: &Options) -> Result<()> {
     }
 }
 
-fn plan(options: &Options) -> Result<Stack> {
+fn plan(layout: &Layout, options: &Options) -> Result<Stack> {
     let mut ports = free_ports(Stack::inner_port_count(options.world_size) + 2).context("no free port")?;
     let (mut gateway_port, mut nats_port) = (ports.remove(0), ports.remove(0));
     if options.port != 0 {
@@ -89,6 +88,7 @@ fn plan(options: &Options) -> Result<Stack> {
         world_size: options.world_size,
         model: options.model.clone(),
         cores: thread::available_parallelism().map_or(1, Into::into),
+        run_dir: layout.run_dir(gateway_port),
     })
 }
 

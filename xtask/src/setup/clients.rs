@@ -5,13 +5,13 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use super::{lock, wheels};
+use super::{lock, python};
 use crate::command::run;
 use crate::layout::Layout;
 
 /// # Errors
 /// If pip fails.
-pub(crate) fn fetch(layout: &Layout) -> Result<()> {
+pub fn fetch(layout: &Layout) -> Result<()> {
     let _lock = lock(layout)?;
     let requirements = layout.client_requirements();
     let wanted = fs::read_to_string(&requirements)
@@ -20,7 +20,7 @@ pub(crate) fn fetch(layout: &Layout) -> Result<()> {
     if fs::read_to_string(&stamp).is_ok_and(|present| present == wanted) {
         return Ok(());
     }
-    let python = wheels::python(layout)?;
+    let python = python::environment(layout)?;
     println!("fetching the Python clients of the tests into .kinemesh/venv");
     run(Command::new(python)
         .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"])

@@ -11,12 +11,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 /// The users of `nats/nats-server.conf`.
-pub(crate) const USERS: [&str; 5] = ["gateway", "stage0", "leader", "worker", "ops"];
+pub const USERS: [&str; 5] = ["gateway", "stage0", "leader", "worker", "ops"];
 const PASSWORD_BYTES: usize = 32;
 
 /// # Errors
 /// If a file cannot be written or read, or holds something else than a password made here.
-pub(crate) fn write(dir: &Path) -> Result<()> {
+pub fn write(dir: &Path) -> Result<()> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -47,7 +47,7 @@ pub(crate) fn write(dir: &Path) -> Result<()> {
 }
 
 /// The file that holds the password of `user`.
-pub(crate) fn password_file(dir: &Path, user: &str) -> PathBuf {
+pub fn password_file(dir: &Path, user: &str) -> PathBuf {
     dir.join(format!("{user}.password"))
 }
 

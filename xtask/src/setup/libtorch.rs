@@ -21,7 +21,7 @@ const LINKS: [(&str, &str); 5] = [
 
 /// # Errors
 /// If a link cannot be made.
-pub(crate) fn link(layout: &Layout) -> Result<()> {
+pub(super) fn link(layout: &Layout) -> Result<()> {
     let libtorch = layout.libtorch();
     fs::create_dir_all(libtorch.join("lib"))?;
     for (name, target) in LINKS {

@@ -1,8 +1,9 @@
 //! `cargo xtask setup`: after it, `cargo build` and the stack need nothing else from the network but crates.
 
-pub(crate) mod clients;
-pub(crate) mod credentials;
+pub mod clients;
+pub mod credentials;
 mod libtorch;
+mod python;
 mod tools;
 mod wheels;
 
@@ -12,18 +13,18 @@ use anyhow::{Context, Result};
 
 use crate::layout::Layout;
 
-pub(crate) use tools::{BROWSER, BUILD, ensure};
+pub use tools::{BROWSER, BUILD, ensure};
 
 #[derive(Clone, Copy, Debug, Default, clap::Args)]
-pub(crate) struct Options {
+pub struct Options {
     /// Fetch the CUDA libraries too (several GiB): needed to run on a GPU.
     #[arg(long)]
-    pub(crate) cuda: bool,
+    pub cuda: bool,
 }
 
 /// # Errors
 /// [`crate::outcome::Refused`] if tools are missing that it may not install; otherwise what failed while fetching.
-pub(crate) fn run(layout: &Layout, options: Options) -> Result<()> {
+pub fn run(layout: &Layout, options: Options) -> Result<()> {
     ensure(&BUILD)?;
     let _lock = lock(layout)?;
     wheels::fetch(layout, options.cuda)?;

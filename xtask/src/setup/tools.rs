@@ -9,14 +9,14 @@ use crate::outcome::Refused;
 
 /// A tool that has to be there, and the Debian package that has it.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Tool {
+pub struct Tool {
     name: &'static str,
     package: &'static str,
     present: fn() -> bool,
 }
 
 /// What building needs.
-pub(crate) const BUILD: [Tool; 6] = [
+pub const BUILD: [Tool; 6] = [
     Tool { name: "a C compiler", package: "build-essential", present: || succeeds("cc", &["--version"]) },
     Tool { name: "a C++ compiler", package: "build-essential", present: || succeeds("c++", &["--version"]) },
     Tool { name: "pkg-config", package: "pkg-config", present: || succeeds("pkg-config", &["--version"]) },
@@ -34,14 +34,14 @@ pub(crate) const BUILD: [Tool; 6] = [
 ];
 
 /// What the tests with a real browser need.
-pub(crate) const BROWSER: [Tool; 1] =
+pub const BROWSER: [Tool; 1] =
     [Tool { name: "chromium", package: "chromium", present: || find("chromium").is_some() }];
 
 /// Installs the missing ones when it may (root, or sudo without a password, on a Debian).
 ///
 /// # Errors
 /// [`Refused`] with the one line that installs them, if it may not; the installer's exit code if that failed.
-pub(crate) fn ensure(tools: &[Tool]) -> Result<()> {
+pub fn ensure(tools: &[Tool]) -> Result<()> {
     let missing: Vec<&Tool> = tools.iter().filter(|tool| !(tool.present)()).collect();
     if missing.is_empty() {
         return Ok(());

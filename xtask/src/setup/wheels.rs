@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use super::python;
 use crate::command::{check, die_with_parent, display, run};
 use crate::console::mebibytes;
 use crate::layout::Layout;
@@ -28,7 +29,7 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(5);
 
 /// # Errors
 /// If pip fails, or what it fetched is not what it should be.
-pub(crate) fn fetch(layout: &Layout, cuda: bool) -> Result<()> {
+pub(super) fn fetch(layout: &Layout, cuda: bool) -> Result<()> {
     let site = layout.site();
     let present = fs::read_to_string(site.join(STAMP)).unwrap_or_default();
     let full = stamp(layout, true)?;
@@ -37,7 +38,7 @@ pub(crate) fn fetch(layout: &Layout, cuda: bool) -> Result<()> {
     if present == wanted || present == full {
         return Ok(());
     }
-    let python = python(layout)?;
+    let python = python::environment(layout)?;
     let staging = layout.private().join("site.new");
     let temporary = layout.private().join("tmp");
     for folder in [&staging, &temporary] {
@@ -68,18 +69,6 @@ pub(crate) fn fetch(layout: &Layout, cuda: bool) -> Result<()> {
     fs::write(staging.join(STAMP), wanted)?;
     replace(&staging, &site)?;
     remove(&temporary)
-}
-
-/// The Python of the environment, made if it is missing.
-///
-/// # Errors
-/// If it cannot be made.
-pub(crate) fn python(layout: &Layout) -> Result<PathBuf> {
-    let python = layout.venv().join("bin/python");
-    if !crate::command::succeeds(&python.to_string_lossy(), &["-m", "pip", "--version"]) {
-        run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(layout.venv()))?;
-    }
-    Ok(python)
 }
 
 fn requirement_files(layout: &Layout, cuda: bool) -> Vec<PathBuf> {

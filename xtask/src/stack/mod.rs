@@ -6,10 +6,12 @@ mod logs;
 mod ports;
 mod process;
 mod readiness;
-pub(crate) mod services;
-pub(crate) mod signals;
+mod services;
+pub mod signals;
 mod supervisor;
 
-pub(crate) use ports::{free_ports, is_free};
-pub(crate) use readiness::{Readiness, Watch};
-pub(crate) use supervisor::{Refusal, Supervisor};
+pub use ports::{free_ports, is_free};
+pub use process::{Phase, Spec};
+pub use readiness::{Readiness, Watch};
+pub use services::{PACKAGES, Stack};
+pub use supervisor::{Refusal, Supervisor};

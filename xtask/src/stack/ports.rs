@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, TcpListener};
 ///
 /// # Errors
 /// If the operating system has none left.
-pub(crate) fn free_ports(count: usize) -> io::Result<Vec<u16>> {
+pub fn free_ports(count: usize) -> io::Result<Vec<u16>> {
     // All are held until all are chosen, so that none is given twice.
     let listeners =
         (0..count).map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0))).collect::<io::Result<Vec<_>>>()?;
@@ -15,7 +15,7 @@ pub(crate) fn free_ports(count: usize) -> io::Result<Vec<u16>> {
 }
 
 /// Whether a service could listen there.
-pub(crate) fn is_free(port: u16) -> bool {
+pub fn is_free(port: u16) -> bool {
     TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
 }
 

@@ -19,7 +19,7 @@ const LAST_WORDS: Duration = Duration::from_millis(200);
 
 /// When a process is asked to stop, first to last: those that serve people go before what they stand on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Phase {
+pub enum Phase {
     Gateway,
     Stage0,
     Leader,
@@ -28,18 +28,17 @@ pub(crate) enum Phase {
 }
 
 impl Phase {
-    pub(crate) const ALL: [Self; 5] =
-        [Self::Gateway, Self::Stage0, Self::Leader, Self::Workers, Self::Broker];
+    pub const ALL: [Self; 5] = [Self::Gateway, Self::Stage0, Self::Leader, Self::Workers, Self::Broker];
 }
 
 /// What a process is: enough to start it any number of times.
 #[derive(Clone, Debug)]
-pub(crate) struct Spec {
-    pub(crate) name: String,
-    pub(crate) phase: Phase,
-    pub(crate) program: PathBuf,
-    pub(crate) args: Vec<OsString>,
-    pub(crate) env: Vec<(String, OsString)>,
+pub struct Spec {
+    pub name: String,
+    pub phase: Phase,
+    pub program: PathBuf,
+    pub args: Vec<OsString>,
+    pub env: Vec<(String, OsString)>,
 }
 
 /// One life of a process.

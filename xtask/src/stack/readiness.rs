@@ -13,7 +13,7 @@ const EVERY: Duration = Duration::from_millis(300);
 const PATIENCE: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Readiness {
+pub enum Readiness {
     Ready,
     /// What is missing, in the gateway's words.
     Waiting(String),
@@ -21,14 +21,14 @@ pub(crate) enum Readiness {
 
 /// Asks until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Watch {
+pub struct Watch {
     latest: Arc<Mutex<Readiness>>,
     over: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Watch {
-    pub(crate) fn start(gateway_port: u16) -> Self {
+    pub fn start(gateway_port: u16) -> Self {
         let latest = Arc::new(Mutex::new(Readiness::Waiting("the gateway to start".to_owned())));
         let over = Arc::new(AtomicBool::new(false));
         let thread = {
@@ -46,7 +46,7 @@ impl Watch {
         Self { latest, over, thread: Some(thread) }
     }
 
-    pub(crate) fn latest(&self) -> Readiness {
+    pub fn latest(&self) -> Readiness {
         self.latest.lock().map_or_else(|poisoned| poisoned.into_inner().clone(), |latest| latest.clone())
     }
 }

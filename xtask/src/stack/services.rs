@@ -22,36 +22,38 @@ mod key {
 }
 
 /// The crates whose binaries make the stack.
-pub(crate) const PACKAGES: [&str; 4] = ["gateway", "stage0", "mesh-leader", "tp-worker"];
+pub const PACKAGES: [&str; 4] = ["gateway", "stage0", "mesh-leader", "tp-worker"];
 
 /// What the user chose.
 #[derive(Clone, Debug)]
-pub(crate) struct Stack {
-    pub(crate) gateway_port: u16,
-    pub(crate) nats_port: u16,
+pub struct Stack {
+    pub gateway_port: u16,
+    pub nats_port: u16,
     /// HTTP ports of stage0, the leader and the workers, in this order.
-    pub(crate) inner_ports: Vec<u16>,
-    pub(crate) world_size: u16,
-    pub(crate) model: String,
+    pub inner_ports: Vec<u16>,
+    pub world_size: u16,
+    pub model: String,
     /// Cores of this machine.
-    pub(crate) cores: usize,
+    pub cores: usize,
+    /// Where the broker keeps its streams.
+    pub run_dir: PathBuf,
 }
 
 impl Stack {
     /// How many ports it needs besides the gateway's and the broker's.
-    pub(crate) fn inner_port_count(world_size: u16) -> usize {
+    pub fn inner_port_count(world_size: u16) -> usize {
         1 + usize::from(world_size).max(1)
     }
 
     /// The broker, which the services need before they start.
-    pub(crate) fn broker(&self, layout: &Layout) -> Spec {
+    pub fn broker(&self, layout: &Layout) -> Spec {
         let args: Vec<OsString> = vec![
             "-c".into(),
             layout.nats_config().into(),
             "-p".into(),
             self.nats_port.to_string().into(),
             "-sd".into(),
-            self.store(layout).into(),
+            self.run_dir.clone().into(),
         ];
         Spec {
             name: "nats".to_owned(),
@@ -62,13 +64,8 @@ impl Stack {
         }
     }
 
-    /// Where the broker keeps its streams.
-    pub(crate) fn store(&self, layout: &Layout) -> PathBuf {
-        layout.run_dir(self.gateway_port).join("jetstream")
-    }
-
     /// The four services; one worker for each rank but the leader's.
-    pub(crate) fn services(&self, layout: &Layout) -> Vec<Spec> {
+    pub fn services(&self, layout: &Layout) -> Vec<Spec> {
         let threads = Threads::share(self.cores, self.world_size);
         let mut ports = self.inner_ports.iter().copied();
         let mut service =
@@ -143,6 +140,7 @@ mod tests {
             world_size,
             model: "tiny".to_owned(),
             cores: 2,
+            run_dir: PathBuf::from("/store"),
         }
     }
 

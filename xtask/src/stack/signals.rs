@@ -9,7 +9,7 @@ extern "C" fn count(_signal: libc::c_int) {
 }
 
 /// From here on the signals no longer end this program. Children start with the default actions again (exec).
-pub(crate) fn listen() {
+pub fn listen() {
     for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
         // SAFETY: `count` only touches an atomic, which is async-signal-safe.
         unsafe { libc::signal(signal, count as extern "C" fn(libc::c_int) as libc::sighandler_t) };
@@ -17,6 +17,6 @@ pub(crate) fn listen() {
 }
 
 /// How often the user asked. Twice means: at once.
-pub(crate) fn requests() -> usize {
+pub fn requests() -> usize {
     REQUESTS.load(Ordering::Relaxed)
 }

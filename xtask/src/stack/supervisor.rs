@@ -26,10 +26,10 @@ const TICK: Duration = Duration::from_millis(20);
 
 /// A process said that its configuration is wrong.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Refusal {
-    pub(crate) process: String,
+pub struct Refusal {
+    pub process: String,
     /// Its last line.
-    pub(crate) message: String,
+    pub message: String,
 }
 
 #[derive(Debug)]
@@ -48,7 +48,7 @@ struct Member {
 }
 
 #[derive(Debug)]
-pub(crate) struct Supervisor {
+pub struct Supervisor {
     members: Vec<Member>,
     console: Arc<Console>,
     name_width: usize,
@@ -56,7 +56,7 @@ pub(crate) struct Supervisor {
 
 impl Supervisor {
     /// `name_width` aligns the prefixes of the logs.
-    pub(crate) fn new(console: Arc<Console>, name_width: usize) -> Self {
+    pub fn new(console: Arc<Console>, name_width: usize) -> Self {
         Self { members: Vec::new(), console, name_width }
     }
 
@@ -65,7 +65,7 @@ impl Supervisor {
     ///
     /// # Errors
     /// If it cannot be started at all.
-    pub(crate) fn start(&mut self, spec: Spec) -> Result<()> {
+    pub fn start(&mut self, spec: Spec) -> Result<()> {
         let prefix = self.console.prefix(&spec.name, self.name_width, self.members.len());
         let process = Process::start(&spec, &self.console, &prefix)?;
         self.members.push(Member {
@@ -81,7 +81,7 @@ impl Supervisor {
     ///
     /// # Errors
     /// If a process cannot be started again, or its state cannot be read.
-    pub(crate) fn tick(&mut self, now: Instant) -> Result<Option<Refusal>> {
+    pub fn tick(&mut self, now: Instant) -> Result<Option<Refusal>> {
         for member in &mut self.members {
             match &mut member.state {
                 State::Running(process) => {
@@ -111,7 +111,7 @@ impl Supervisor {
 
     /// Stops everything, phase by phase, and returns when nothing runs any more: after [`GRACE`] at the latest, or
     /// sooner if the user asks again.
-    pub(crate) fn stop(mut self) {
+    pub fn stop(mut self) {
         let asked = signals::requests();
         let end = Instant::now() + GRACE;
         for phase in Phase::ALL {
