@@ -1,4 +1,5 @@
 //! Prompt blending and transitions against the reference data.
+#![allow(clippy::unwrap_used, reason = "test code")]
 
 mod support;
 

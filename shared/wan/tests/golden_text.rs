@@ -1,4 +1,5 @@
 //! The UMT5 encoder against the reference data.
+#![allow(clippy::unwrap_used, reason = "test code")]
 
 mod support;
 
@@ -13,7 +14,7 @@ fn config() -> Umt5Config {
 }
 
 fn weights() -> SafetensorsSource {
-    SafetensorsSource::open(&support::path("umt5_weights.safetensors")).unwrap()
+    SafetensorsSource::open(support::path("umt5_weights.safetensors")).unwrap()
 }
 
 fn model() -> Umt5 {

@@ -1,4 +1,5 @@
 //! The VAE against the reference data: one-shot and streaming, both directions.
+#![allow(clippy::unwrap_used, reason = "test code")]
 
 mod support;
 
@@ -13,7 +14,7 @@ fn config() -> VaeConfig {
 }
 
 fn vae() -> Vae {
-    let weights = SafetensorsSource::open(&support::path("wan_vae_weights.safetensors")).unwrap();
+    let weights = SafetensorsSource::open(support::path("wan_vae_weights.safetensors")).unwrap();
     Vae::load(&config(), &weights, Device::Cpu, Kind::Float).unwrap()
 }
 

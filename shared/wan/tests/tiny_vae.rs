@@ -1,4 +1,5 @@
 //! What the model that is made from a seed shows: not a picture of anything, but one that moves and fits the screen.
+#![allow(clippy::unwrap_used, reason = "test code")]
 
 use tch::{Device, Kind, Tensor};
 use wan::config::ModelConfig;

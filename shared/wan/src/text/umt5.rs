@@ -45,7 +45,7 @@ impl Umt5 {
     pub fn forward(&self, ids: &Tensor, mask: &Tensor) -> Tensor {
         tch::no_grad(|| {
             let mask = self.key_bias(mask);
-            let x = self.blocks.iter().fold(self.embed(ids), |x, block| block.forward(x, &mask));
+            let x = self.blocks.iter().fold(self.embed(ids), |x, block| block.forward(&x, &mask));
             self.norm.forward(&x)
         })
     }
@@ -57,7 +57,7 @@ impl Umt5 {
             let mut x = self.embed(ids);
             let mut states = Vec::with_capacity(self.blocks.len());
             for block in &self.blocks {
-                x = block.forward(x, &mask);
+                x = block.forward(&x, &mask);
                 states.push(x.shallow_clone());
             }
             states
@@ -183,8 +183,8 @@ impl Block {
         })
     }
 
-    fn forward(&self, x: Tensor, key_bias: &Tensor) -> Tensor {
-        let x = &x + self.attention.forward(&self.norm1.forward(&x), key_bias);
+    fn forward(&self, x: &Tensor, key_bias: &Tensor) -> Tensor {
+        let x = x + self.attention.forward(&self.norm1.forward(x), key_bias);
         let y = self.norm2.forward(&x);
         let none = None::<&Tensor>;
         let y = y.linear(&self.fc1, none) * y.linear(&self.gate, none).gelu("tanh");
