@@ -23,8 +23,9 @@ const NATS_PORT: u16 = 4222;
 
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
-    /// Ranks of the tensor-parallel mesh: the leader and the workers beside it.
-    #[arg(long, default_value_t = 2)]
+    /// Ranks of the tensor-parallel mesh: the leader and the workers beside it. The leader refuses what does not divide
+    /// the model's heads.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(..=64))]
     world_size: u16,
     /// Port of the page and the API; 0 takes a free one.
     #[arg(long, default_value_t = 8000)]
@@ -137,7 +138,7 @@ fn supervise(
     console: &Console,
 ) -> Result<Option<Refusal>> {
     let watch = Watch::start(stack.gateway_port);
-    let mut ready = false;
+    let (mut ready, mut announced) = (false, false);
     while signals::requests() == 0 {
         if let Some(refusal) = supervisor.tick(Instant::now())? {
             return Ok(Some(refusal));
@@ -146,7 +147,12 @@ fn supervise(
             Readiness::Ready if !ready => {
                 ready = true;
                 console.clear_status();
-                announce(stack, layout, console);
+                if announced {
+                    console.line("ready again");
+                } else {
+                    announce(stack, layout, console);
+                }
+                announced = true;
             }
             Readiness::Ready => {}
             Readiness::Waiting(what) => {

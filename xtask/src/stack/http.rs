@@ -19,8 +19,10 @@ pub(super) fn get(port: u16, path: &str, timeout: Duration) -> std::io::Result<A
     let end = Instant::now() + timeout;
     let mut stream = TcpStream::connect_timeout(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)), timeout)?;
     stream.set_write_timeout(Some(timeout))?;
-    // HTTP/1.0: the body ends where the connection does.
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: 127.0.0.1:{port}\r\nAccept: application/json\r\n\r\n")?;
+    // HTTP/1.0: the body ends where the connection does. One write: a server may answer the first bytes and close.
+    let request =
+        format!("GET {path} HTTP/1.0\r\nHost: 127.0.0.1:{port}\r\nAccept: application/json\r\n\r\n");
+    stream.write_all(request.as_bytes())?;
     let mut bytes = Vec::new();
     let mut buffer = [0; 4096];
     loop {
