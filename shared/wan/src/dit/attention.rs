@@ -1,0 +1,158 @@
+//! Self-attention over the KV cache and cross-attention over the text, for the heads of one rank.
+
+use tch::{TchError, Tensor};
+
+use super::cache::{KvCache, KvPlan};
+use super::load::{Linear, Loader, RowParallel};
+use super::norm::{ShardedRmsNorm, sum_of_squares};
+use super::{DitError, Tp};
+use crate::config::DitConfig;
+use crate::rope::rotate;
+use crate::weights::WeightsError;
+
+/// Heads of a rank and their width.
+#[derive(Clone, Copy, Debug)]
+struct Heads {
+    count: i64,
+    width: i64,
+}
+
+impl Heads {
+    fn of(config: &DitConfig, loader: &Loader) -> Self {
+        Self { count: config.num_heads / i64::from(loader.shard.world), width: config.head_dim() }
+    }
+
+    fn channels(self) -> i64 {
+        self.count * self.width
+    }
+}
+
+/// `softmax(q k^T / sqrt(d) + mask) v` of `[1, n, heads, d]` tensors, as `[1, n, heads * d]`.
+fn attend(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Result<Tensor, TchError> {
+    let by_head = |x: &Tensor| x.f_transpose(1, 2);
+    let (q, k, v) = (by_head(q)?, by_head(k)?, by_head(v)?);
+    let out = Tensor::f_scaled_dot_product_attention(&q, &k, &v, mask, 0.0, false, None, false)?;
+    out.f_transpose(1, 2)?.f_flatten(2, 3)
+}
+
+/// What all layers of one pass share.
+pub struct SelfAttentionPass<'a> {
+    /// Rotations of the pass's tokens, see [`crate::rope::Rope`].
+    pub rotations: &'a Tensor,
+    pub plan: &'a KvPlan,
+    /// Added to the scores (float) or telling which keys are seen (bool).
+    pub mask: Option<&'a Tensor>,
+}
+
+/// Self-attention of one block.
+#[derive(Debug)]
+pub struct SelfAttention {
+    qkv: Linear,
+    norm: ShardedRmsNorm,
+    o: RowParallel,
+    heads: Heads,
+}
+
+impl SelfAttention {
+    pub(super) fn load(config: &DitConfig, loader: &Loader, name: &str) -> Result<Self, WeightsError> {
+        let dim = config.dim;
+        let names = ["q", "k", "v"].map(|part| format!("{name}.{part}"));
+        Ok(Self {
+            qkv: loader.columns(&names, dim, dim)?,
+            norm: load_norm(config, loader, name, &["norm_q", "norm_k"])?,
+            o: loader.rows(&format!("{name}.o"), dim, dim)?,
+            heads: Heads::of(config, loader),
+        })
+    }
+
+    /// Output for `x` `[1, n, dim]`, summed over the ranks. Stores the pass's keys and values in `cache`.
+    ///
+    /// # Errors
+    /// A rank is gone, out of step or late; the device has no memory.
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        pass: &SelfAttentionPass,
+        cache: &mut KvCache,
+        layer: usize,
+        tp: &Tp,
+    ) -> Result<Tensor, DitError> {
+        let heads = self.heads;
+        let (tokens, channels) = (x.size()[1], heads.channels());
+        let qkv = self.qkv.forward(x)?;
+        let qk = qkv.f_narrow(2, 0, 2 * channels)?.f_unflatten(2, [2, channels])?;
+        let qk = self.norm.forward(&qk, tp)?.f_view([1, tokens, 2 * heads.count, heads.width])?;
+        let qk = rotate(&qk, pass.rotations)?;
+        let v = qkv.f_narrow(2, 2 * channels, channels)?.f_unflatten(2, [heads.count, heads.width])?;
+        let (q, k) = (qk.f_narrow(2, 0, heads.count)?, qk.f_narrow(2, heads.count, heads.count)?);
+        let (k, v) = cache.store(layer, pass.plan, &k, &v)?;
+        self.o.forward(&attend(&q, &k, &v, pass.mask)?, tp)
+    }
+}
+
+/// Cross-attention of one block.
+#[derive(Debug)]
+pub struct CrossAttention {
+    q: Linear,
+    kv: Linear,
+    norm_q: ShardedRmsNorm,
+    norm_k: ShardedRmsNorm,
+    o: RowParallel,
+    heads: Heads,
+}
+
+impl CrossAttention {
+    pub(super) fn load(config: &DitConfig, loader: &Loader, name: &str) -> Result<Self, WeightsError> {
+        let dim = config.dim;
+        let part = |part: &str| format!("{name}.{part}");
+        Ok(Self {
+            q: loader.columns(&[part("q")], dim, dim)?,
+            kv: loader.columns(&[part("k"), part("v")], dim, dim)?,
+            norm_q: load_norm(config, loader, name, &["norm_q"])?,
+            norm_k: load_norm(config, loader, name, &["norm_k"])?,
+            o: loader.rows(&part("o"), dim, dim)?,
+            heads: Heads::of(config, loader),
+        })
+    }
+
+    /// Keys before their norm, values, and this rank's sums of squares of the keys, for text tokens `[1, L, dim]`. The
+    /// sums of all layers travel in one all-reduce, so the norm is a second step.
+    pub(super) fn project_text(&self, text: &Tensor) -> Result<(Tensor, Tensor, Tensor), TchError> {
+        let channels = self.heads.channels();
+        let kv = self.kv.forward(text)?;
+        let k = kv.f_narrow(2, 0, channels)?.f_unsqueeze(2)?;
+        let v = self.split(&kv.f_narrow(2, channels, channels)?.f_contiguous()?)?;
+        let sums = sum_of_squares(&k)?;
+        Ok((k, v, sums))
+    }
+
+    /// Keys `[1, L, heads, d]` from what [`Self::project_text`] gave and the sums over all ranks.
+    pub(super) fn text_keys(&self, k: &Tensor, sums: &Tensor) -> Result<Tensor, TchError> {
+        self.split(&self.norm_k.apply(k, sums)?.f_squeeze_dim(2)?)
+    }
+
+    /// Output for `x` `[1, n, dim]`, summed over the ranks, given a layer's text keys and values.
+    ///
+    /// # Errors
+    /// A rank is gone, out of step or late; the device has no memory.
+    pub fn forward(&self, x: &Tensor, text: &(Tensor, Tensor), tp: &Tp) -> Result<Tensor, DitError> {
+        let q = self.q.forward(x)?.f_unsqueeze(2)?;
+        let q = self.split(&self.norm_q.forward(&q, tp)?.f_squeeze_dim(2)?)?;
+        self.o.forward(&attend(&q, &text.0, &text.1, None)?, tp)
+    }
+
+    fn split(&self, x: &Tensor) -> Result<Tensor, TchError> {
+        x.f_unflatten(2, [self.heads.count, self.heads.width])
+    }
+}
+
+fn load_norm(
+    config: &DitConfig,
+    loader: &Loader,
+    name: &str,
+    parts: &[&str],
+) -> Result<ShardedRmsNorm, WeightsError> {
+    let weights = parts.iter().map(|part| loader.part(&format!("{name}.{part}.weight"), &[config.dim], 0));
+    let weights = weights.collect::<Result<Vec<_>, _>>()?;
+    ShardedRmsNorm::new(&weights, config.dim, config.eps).map_err(|e| super::load::torch(name, &e))
+}

@@ -1,0 +1,125 @@
+//! One transformer block: self-attention, cross-attention and feed-forward, the first and last modulated by time.
+
+use tch::{TchError, Tensor};
+
+use super::attention::{CrossAttention, SelfAttention, SelfAttentionPass};
+use super::cache::KvCache;
+use super::load::{Linear, Loader, RowParallel};
+use super::norm::layer_norm;
+use super::{DitError, Tp};
+use crate::config::DitConfig;
+use crate::weights::WeightsError;
+
+/// A block; tokens are `[F, S, dim]`, frame by frame.
+#[derive(Debug)]
+pub struct Block {
+    pub self_attn: SelfAttention,
+    pub cross_attn: CrossAttention,
+    pub ffn: FeedForward,
+    norm3: (Tensor, Tensor),
+    /// `[1, 6, dim]`
+    modulation: Tensor,
+    eps: f64,
+}
+
+/// Shift, scale and gate of a modulated layer, `[T, 1, dim]` each: one row for each frame, or one for all.
+struct Modulation {
+    shift: Tensor,
+    /// `1 + scale`
+    scale: Tensor,
+    gate: Tensor,
+}
+
+impl Modulation {
+    /// `norm(x) * (1 + scale) + shift`, without affine norm.
+    fn modulate(&self, x: &Tensor, eps: f64) -> Result<Tensor, TchError> {
+        self.shift.f_addcmul(&layer_norm(x, None, eps)?, &self.scale)
+    }
+
+    /// `x + gate * y` in place.
+    fn add_gated(&self, x: &mut Tensor, y: &Tensor) -> Result<(), TchError> {
+        x.f_addcmul_(y, &self.gate).map(drop)
+    }
+}
+
+impl Block {
+    pub(super) fn load(config: &DitConfig, loader: &Loader, name: &str) -> Result<Self, WeightsError> {
+        let dim = config.dim;
+        let norm3 = |part: &str| loader.whole(&format!("{name}.norm3.{part}"), &[dim]);
+        Ok(Self {
+            self_attn: SelfAttention::load(config, loader, &format!("{name}.self_attn"))?,
+            cross_attn: CrossAttention::load(config, loader, &format!("{name}.cross_attn"))?,
+            ffn: FeedForward::load(config, loader, &format!("{name}.ffn"))?,
+            norm3: (norm3("weight")?, norm3("bias")?),
+            modulation: loader.whole(&format!("{name}.modulation"), &[1, 6, dim])?,
+            eps: config.eps,
+        })
+    }
+
+    /// Modulations of self-attention and feed-forward from the projected time `[T, 6, dim]`.
+    fn modulations(&self, e0: &Tensor) -> Result<(Modulation, Modulation), TchError> {
+        let rows = self.modulation.f_add(e0)?;
+        let part = |i: i64| -> Result<Modulation, TchError> {
+            let row = |j: i64| rows.f_narrow(1, 3 * i + j, 1);
+            Ok(Modulation { shift: row(0)?, scale: row(1)?.f_add_scalar(1.0)?, gate: row(2)? })
+        };
+        Ok((part(0)?, part(1)?))
+    }
+
+    /// Runs the block on `x` `[F, S, dim]`, in place. `e0` is the projected time `[T, 6, dim]` with `T` 1 or `F`; `text`
+    /// are this layer's cached text keys and values.
+    ///
+    /// # Errors
+    /// A rank is gone, out of step or late; the device has no memory.
+    pub fn forward(
+        &self,
+        x: &mut Tensor,
+        e0: &Tensor,
+        text: &(Tensor, Tensor),
+        pass: &SelfAttentionPass,
+        cache: &mut KvCache,
+        layer: usize,
+        tp: &Tp,
+    ) -> Result<(), DitError> {
+        let (time1, time2) = self.modulations(e0)?;
+        let size = x.size();
+        let sequence = |t: &Tensor| t.f_reshape([1, -1, size[2]]);
+
+        let attended = sequence(&time1.modulate(x, self.eps)?)?;
+        let attended = self.self_attn.forward(&attended, pass, cache, layer, tp)?;
+        time1.add_gated(x, &attended.f_view(size.as_slice())?)?;
+
+        let crossed = sequence(&layer_norm(x, Some((&self.norm3.0, &self.norm3.1)), self.eps)?)?;
+        let crossed = self.cross_attn.forward(&crossed, text, tp)?;
+        let _ = x.f_add_(&crossed.f_view(size.as_slice())?)?;
+
+        let fed = self.ffn.forward(&time2.modulate(x, self.eps)?, tp)?;
+        time2.add_gated(x, &fed)?;
+        Ok(())
+    }
+}
+
+/// Linear, GELU (tanh form), linear.
+#[derive(Debug)]
+pub struct FeedForward {
+    up: Linear,
+    down: RowParallel,
+}
+
+impl FeedForward {
+    fn load(config: &DitConfig, loader: &Loader, name: &str) -> Result<Self, WeightsError> {
+        Ok(Self {
+            up: loader.columns(&[format!("{name}.0")], config.ffn_dim, config.dim)?,
+            down: loader.rows(&format!("{name}.2"), config.dim, config.ffn_dim)?,
+        })
+    }
+
+    /// Output for `x` `[..., dim]`, summed over the ranks.
+    ///
+    /// # Errors
+    /// A rank is gone, out of step or late; the device has no memory.
+    pub fn forward(&self, x: &Tensor, tp: &Tp) -> Result<Tensor, DitError> {
+        let hidden = self.up.forward(x)?.f_gelu_("tanh")?;
+        self.down.forward(&hidden, tp)
+    }
+}

@@ -1,0 +1,311 @@
+//! One chunk of video latents: the denoising loop over the transformer, for both checkpoint families.
+//!
+//! This is the one place that an engine maps a call to. Every rank runs it with the same arguments; nothing in it depends
+//! on the rank, the time of day or the environment, so the ranks stay in lockstep.
+
+use std::time::{Duration, Instant};
+
+use tch::{Device, Kind, Tensor};
+
+use crate::config::{Family, ModelConfig};
+use crate::dit::{Attend, CausalDit, DitError, KvCache, KvCacheSpec, TextCache};
+use crate::noise::BlockNoise;
+use crate::scheduler::FlowScheduler;
+
+mod check;
+#[cfg(test)]
+mod tests;
+
+pub use crate::dit::Tp;
+
+/// What one chunk is made from; see the fields of the envelope for who decides them.
+#[derive(Clone, Copy, Debug)]
+pub struct ChunkArgs<'a> {
+    /// Index of the chunk's first latent frame since the start of the history.
+    pub current_start_frame: i64,
+    /// Noise `[1, F, 16, h, w]`.
+    pub latents_in: &'a Tensor,
+    /// New embedded prompt `[1, L, D]`; `None` keeps the slot's.
+    pub conditioning: Option<&'a Tensor>,
+    /// Clean latents `[1, K, 16, h, w]` to rebuild the KV cache from; present exactly when it is rebuilt.
+    pub context_frames: Option<&'a Tensor>,
+    /// Strictly descending timesteps in 0..=1000, as a user states them.
+    pub denoising_steps: &'a [u32],
+    pub base_seed: u64,
+    /// Weight of past frames in self-attention, in (0, 1].
+    pub kv_cache_attention_bias: f64,
+    /// Starts the slot's KV history over; its memory may change size.
+    pub init_cache: bool,
+    /// Starts the slot's KV history over, keeping its size.
+    pub reset_kv_cache: bool,
+    /// Computes the text keys again from the slot's prompt.
+    pub reset_crossattn_cache: bool,
+}
+
+/// What one chunk gave.
+#[derive(Debug)]
+pub struct ChunkOutput {
+    /// Clean latents `[1, F, 16, h, w]`, f32, on the model's device.
+    pub latents: Tensor,
+    /// Transformer forwards that were made, counted where they were made.
+    pub generator_calls: u32,
+    /// Frame index after the chunk.
+    pub current_start_frame: i64,
+    /// Host time of each phase.
+    pub timings: Vec<(&'static str, Duration)>,
+}
+
+/// Why a chunk was not made. After [`GenerateError::Dit`] or [`GenerateError::Torch`] the slot is empty; any other error
+/// changed nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum GenerateError {
+    #[error("slot {slot}: allowed: 0..{slots}")]
+    Slot { slot: usize, slots: usize },
+    #[error("{name}: {what}")]
+    Argument { name: &'static str, what: String },
+    #[error("slot {slot} holds a {held:?} latent history, got {found:?}; a change of size needs init_cache")]
+    Size { slot: usize, held: (i64, i64), found: (i64, i64) },
+    #[error("slot {slot} has no prompt yet and the call brings none")]
+    NoPrompt { slot: usize },
+    #[error(
+        "world: the collective is rank {found_rank} of {found_world}, the weights rank {rank} of {world}"
+    )]
+    World { rank: u32, world: u32, found_rank: u32, found_world: u32 },
+    #[error(transparent)]
+    Dit(#[from] DitError),
+    #[error("torch: {0}")]
+    Torch(#[from] tch::TchError),
+}
+
+/// What one stream keeps between chunks.
+#[derive(Debug, Default)]
+struct Slot {
+    /// KV cache and the latent size (height, width) it is for.
+    kv: Option<(KvCache, (i64, i64))>,
+    prompt: Option<Tensor>,
+    text: Option<TextCache>,
+}
+
+/// The generator of one rank: transformer, schedule and the state of its slots.
+#[derive(Debug)]
+pub struct Generator {
+    config: ModelConfig,
+    scheduler: FlowScheduler,
+    dit: CausalDit,
+    slots: Vec<Slot>,
+}
+
+impl Generator {
+    /// A generator with `slots` empty slots.
+    pub fn new(config: &ModelConfig, dit: CausalDit, slots: usize) -> Self {
+        let scheduler = FlowScheduler::new(config.shift);
+        let slots = (0..slots).map(|_| Slot::default()).collect();
+        Self { config: config.clone(), scheduler, dit, slots }
+    }
+
+    /// Forwards that a chunk of `steps` denoising steps makes.
+    pub fn expected_calls(config: &ModelConfig, steps: usize, recompute: bool) -> u32 {
+        let steps = u32::try_from(steps).unwrap_or(u32::MAX);
+        steps.saturating_add(u32::from(recompute)).saturating_add(u32::from(config.family.has_clean_pass()))
+    }
+
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    pub fn dit(&self) -> &CausalDit {
+        &self.dit
+    }
+
+    /// The KV cache of a slot that has one.
+    pub fn kv_cache(&self, slot: usize) -> Option<&KvCache> {
+        self.slots.get(slot)?.kv.as_ref().map(|(cache, _)| cache)
+    }
+
+    /// Forgets all that a slot holds and frees its memory.
+    pub fn clear_slot(&mut self, slot: usize) {
+        if let Some(slot) = self.slots.get_mut(slot) {
+            *slot = Slot::default();
+        }
+    }
+
+    /// Makes one chunk. All ranks call it with the same arguments.
+    ///
+    /// # Errors
+    /// An argument is refused before anything changes; after any other failure the slot is empty.
+    pub fn generate(&mut self, slot: usize, args: &ChunkArgs, tp: &Tp) -> Result<ChunkOutput, GenerateError> {
+        self.check(slot, args, tp)?;
+        let size = args.latents_in.size();
+        let shape = [size[1], size[2], size[3], size[4]];
+        let noise =
+            BlockNoise::draw(args.base_seed, args.current_start_frame, shape, args.denoising_steps.len())?;
+        self.generate_with_noise(slot, args, &noise.renoise, tp)
+    }
+
+    /// As [`Self::generate`], with the noise `[F, C, H, W]` between the steps given instead of drawn from the seed.
+    ///
+    /// # Errors
+    /// As for [`Self::generate`].
+    pub fn generate_with_noise(
+        &mut self,
+        slot: usize,
+        args: &ChunkArgs,
+        renoise: &[Tensor],
+        tp: &Tp,
+    ) -> Result<ChunkOutput, GenerateError> {
+        self.check(slot, args, tp)?;
+        if renoise.len() + 1 != args.denoising_steps.len() {
+            let what = format!("{} tensors for {} steps", renoise.len(), args.denoising_steps.len());
+            return Err(GenerateError::Argument { name: "renoise", what });
+        }
+        let _guard = tch::no_grad_guard();
+        let mut state = std::mem::take(&mut self.slots[slot]);
+        let output = self.run(slot, &mut state, args, renoise, tp)?;
+        self.slots[slot] = state;
+        Ok(output)
+    }
+
+    fn run(
+        &mut self,
+        index: usize,
+        slot: &mut Slot,
+        args: &ChunkArgs,
+        renoise: &[Tensor],
+        tp: &Tp,
+    ) -> Result<ChunkOutput, GenerateError> {
+        let mut clock = PhaseClock::new();
+        let calls_before = self.dit.forwards();
+        let (kv, text) = self.prepare(index, slot, args, tp)?;
+        clock.mark("text_keys");
+
+        let frames = args.latents_in.size()[1];
+        if let Some(context) = args.context_frames {
+            let block_frames = self.config.num_frame_per_block;
+            let timesteps = vec![0.0; to_len(context.size()[1])];
+            let _ =
+                self.dit.forward(context, &timesteps, Attend::Recompute { block_frames }, kv, text, tp)?;
+            clock.mark("recompute");
+        }
+
+        let attend = |bias| Attend::Cached {
+            start_frame: self.start_frame(args.current_start_frame),
+            bias,
+            block_frames: self.config.num_frame_per_block,
+        };
+        let (biased, unbiased) = (attend(args.kv_cache_attention_bias), attend(1.0));
+        let timesteps: Vec<f64> =
+            args.denoising_steps.iter().filter_map(|step| self.timestep(*step)).collect();
+        let mut latents = args.latents_in.f_to_device(self.dit.options().1)?.f_to_kind(Kind::Float)?;
+        for (i, timestep) in timesteps.iter().enumerate() {
+            let flow = self.dit.forward(&latents, &vec![*timestep; to_len(frames)], biased, kv, text, tp)?;
+            let clean = self.scheduler.x0_from_flow(&flow, &latents, *timestep)?;
+            latents = match (timesteps.get(i + 1), renoise.get(i)) {
+                (Some(next), Some(noise)) => {
+                    let noise = noise.f_to_device(clean.device())?.f_view_as(&clean)?;
+                    self.scheduler.add_noise(&clean, &noise, *next)?
+                }
+                _ => clean,
+            };
+        }
+        clock.mark("denoise");
+
+        if self.config.family.has_clean_pass() {
+            let _ = self.dit.forward(&latents, &vec![0.0; to_len(frames)], unbiased, kv, text, tp)?;
+            clock.mark("clean_pass");
+        }
+        Ok(ChunkOutput {
+            latents,
+            generator_calls: u32::try_from(self.dit.forwards() - calls_before).unwrap_or(u32::MAX),
+            current_start_frame: args.current_start_frame + frames,
+            timings: clock.phases,
+        })
+    }
+
+    /// Brings the slot's caches into the state the call asks for.
+    fn prepare<'a>(
+        &self,
+        index: usize,
+        slot: &'a mut Slot,
+        args: &ChunkArgs,
+        tp: &Tp,
+    ) -> Result<(&'a mut KvCache, &'a TextCache), GenerateError> {
+        let size = latent_size(args.latents_in);
+        let kv = match slot.kv.take() {
+            Some((mut cache, held)) if held == size => {
+                if args.init_cache || args.reset_kv_cache {
+                    cache.reset();
+                }
+                cache
+            }
+            _ => self.dit.new_cache(self.kv_spec(size))?,
+        };
+        let (kv, _) = slot.kv.insert((kv, size));
+
+        if let Some(prompt) = args.conditioning {
+            // A copy: the caller's tensor may be a view of memory that it reuses.
+            slot.prompt = Some(prompt.f_to_device(Device::Cpu)?.f_detach_copy()?);
+        }
+        if args.conditioning.is_some() || args.init_cache || args.reset_crossattn_cache {
+            slot.text = None;
+        }
+        let text = match (slot.text.take(), &slot.prompt) {
+            (Some(text), _) => text,
+            (None, Some(prompt)) => self.dit.text_cache(prompt, tp)?,
+            (None, None) => return Err(GenerateError::NoPrompt { slot: index }),
+        };
+        Ok((kv, slot.text.insert(text)))
+    }
+
+    fn kv_spec(&self, (height, width): (i64, i64)) -> KvCacheSpec {
+        let (config, family) = (&self.config, self.config.family);
+        let per_frame = config.dit.tokens_per_frame(height, width);
+        let window = config.local_attn_size * per_frame;
+        let sink = family.sink_size() * per_frame;
+        KvCacheSpec { capacity: window, sink, max_attention: window, evicts: family.evicts() }
+    }
+
+    /// Position of the chunk's first frame in the KV cache and in the rotary embedding.
+    fn start_frame(&self, current_start_frame: i64) -> i64 {
+        match self.config.family {
+            Family::Krea => current_start_frame.min(self.config.kv_cache_num_frames),
+            Family::SelfForcing { .. } => current_start_frame,
+        }
+    }
+
+    /// Timestep that a stated step stands for.
+    fn timestep(&self, step: u32) -> Option<f64> {
+        if self.config.family.warps_steps() {
+            self.scheduler.warp(step).map(f64::from)
+        } else {
+            Some(f64::from(step))
+        }
+    }
+}
+
+/// Height and width of latents `[1, F, C, h, w]`.
+fn latent_size(latents: &Tensor) -> (i64, i64) {
+    let size = latents.size();
+    (size[3], size[4])
+}
+
+fn to_len(count: i64) -> usize {
+    usize::try_from(count).unwrap_or(0)
+}
+
+/// Host time between marks.
+struct PhaseClock {
+    last: Instant,
+    phases: Vec<(&'static str, Duration)>,
+}
+
+impl PhaseClock {
+    fn new() -> Self {
+        Self { last: Instant::now(), phases: Vec::new() }
+    }
+
+    fn mark(&mut self, phase: &'static str) {
+        let now = Instant::now();
+        self.phases.push((phase, now - self.last));
+        self.last = now;
+    }
+}
