@@ -121,6 +121,8 @@ pub struct PlanRef {
     pub mesh_epoch: MeshEpoch,
     pub plan_id: PlanId,
     pub digest: Digest,
+    /// Milliseconds the run has left when sent; the message itself has a shorter budget, since it is sent again.
+    pub budget_ms: u64,
 }
 
 /// leader → workers on `tp.noop`: the relayed keepalive.

@@ -1,0 +1,497 @@
+//! One lockstep run: tensors, plan, acknowledgements, go or cancel, result. Warm-up, canary and calls take this one path.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use contract::envelope::{Infer, Lease, MeshPhase, MeshTimings, Reply, ResultV1};
+use contract::tensor::TensorKey;
+use contract::tp::{Plan, PlanId, PlanRef, PlanRequest};
+use contract::{
+    CONTRACT_VERSION, CacheEpoch, CallId, Class, Digest, Error, MeshEpoch, Rank, Reason, SessionSlot,
+};
+
+use super::calls::spent;
+use super::{Action, Actions, Job, Kept, Leader, Message, RunReport, Source, Verb};
+use crate::{ExitCode, Ticket, invariants};
+
+/// Seed of warm-up and canary noise; any fixed number will do.
+const FIXED_SEED: u64 = 7;
+
+#[derive(Clone, Debug)]
+pub(super) struct Run {
+    plan: Plan,
+    digest: Digest,
+    purpose: Purpose,
+    stage: Stage,
+    deadline: Instant,
+    pub(super) started: Instant,
+    stage_since: Instant,
+    /// Workers that have not answered what was sent last, and when it was sent.
+    pending: BTreeMap<Rank, Instant>,
+    plan_us: u64,
+    go_us: u64,
+}
+
+#[derive(Clone, Debug)]
+enum Purpose {
+    WarmUp,
+    Canary,
+    Call(Asked),
+}
+
+/// The controller's call behind a run.
+#[derive(Clone, Debug)]
+pub(super) struct Asked {
+    pub(super) lease: Lease,
+    pub(super) call: CallId,
+    pub(super) digest: Digest,
+    pub(super) waiters: Vec<Ticket>,
+    infer: Box<Infer>,
+}
+
+#[derive(Clone, Debug)]
+enum Stage {
+    Fetching,
+    Planning,
+    Cancelling(Error),
+    /// `go` is out; from here on only the engine or a fault ends the run.
+    Running,
+}
+
+impl Run {
+    pub(super) fn is_call(&self) -> bool {
+        matches!(self.purpose, Purpose::Call(_))
+    }
+
+    pub(super) fn call_id(&self) -> Option<CallId> {
+        match &self.purpose {
+            Purpose::Call(asked) => Some(asked.call),
+            Purpose::WarmUp | Purpose::Canary => None,
+        }
+    }
+
+    pub(super) fn asked_by(&mut self, lease: Lease, call: CallId) -> Option<&mut Asked> {
+        match &mut self.purpose {
+            Purpose::Call(asked) if (asked.lease, asked.call) == (lease, call) => Some(asked),
+            _ => None,
+        }
+    }
+
+    fn verb(&self) -> Option<Verb> {
+        match self.stage {
+            Stage::Fetching => None,
+            Stage::Planning => Some(Verb::Plan),
+            Stage::Cancelling(_) => Some(Verb::Cancel),
+            Stage::Running => Some(Verb::Go),
+        }
+    }
+
+    fn message(&self, now: Instant, verb: Verb) -> Message {
+        if verb == Verb::Plan {
+            return Message::Plan(Box::new(PlanRequest {
+                version: CONTRACT_VERSION,
+                plan: self.plan.clone(),
+                digest: self.digest.clone(),
+            }));
+        }
+        let left = self.deadline.saturating_duration_since(now);
+        Message::Reference(PlanRef {
+            mesh_epoch: self.plan.mesh_epoch,
+            plan_id: self.plan.plan_id,
+            digest: self.digest.clone(),
+            budget_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
+        })
+    }
+}
+
+impl Leader {
+    #[expect(clippy::too_many_arguments, reason = "a call is all of these")]
+    pub(super) fn start_call(
+        &mut self,
+        now: Instant,
+        ticket: Ticket,
+        lease: Lease,
+        call: CallId,
+        digest: Digest,
+        infer: Infer,
+        deadline: Instant,
+        out: &mut Actions,
+    ) {
+        let Some(mesh_epoch) = self.epoch.as_ref().map(|formation| formation.epoch) else { return };
+        self.lease.hold_until(deadline);
+        self.set_phase(now, MeshPhase::Busy);
+        let plan = Plan {
+            mesh_epoch,
+            plan_id: self.take_plan_id(),
+            slot: infer.session_slot,
+            cache_epoch: infer.cache_epoch,
+            size: infer.size,
+            current_start_frame: infer.current_start_frame,
+            num_latent_frames: infer.num_latent_frames,
+            denoising_steps: infer.denoising_steps.clone(),
+            do_kv_recompute: infer.do_kv_recompute,
+            init_cache: infer.init_cache,
+            reset_kv_cache: infer.reset_kv_cache,
+            reset_crossattn_cache: infer.reset_crossattn_cache,
+            base_seed: infer.base_seed,
+            kv_cache_attention_bias: infer.kv_cache_attention_bias,
+            expected_generator_calls: infer.expected_generator_calls,
+            conditioning: infer.conditioning.clone(),
+            conditioning_follows: infer.tensor(TensorKey::ConditioningEmbeds).is_some(),
+        };
+        let source = Source::Link { lease, infer: Box::new(infer.clone()) };
+        let asked = Asked { lease, call, digest, waiters: vec![ticket], infer: Box::new(infer) };
+        self.start_run(now, plan, Purpose::Call(asked), source, deadline, out);
+    }
+
+    /// The next warm-up chunk, or the canary after the last.
+    pub(super) fn warm_up(&mut self, now: Instant, out: &mut Actions) {
+        let Some(mesh_epoch) = self.epoch.as_ref().map(|formation| formation.epoch) else { return };
+        let Some(size) = self.config.model.default_size() else {
+            let reason = "the model serves no size".to_owned();
+            return self.exit(now, ExitCode::Configuration, reason, out);
+        };
+        let canary = self.warmed >= self.config.warm_up_chunks;
+        let chunk = if canary { 0 } else { self.warmed };
+        let model = &self.config.model;
+        let recompute = model.recompute && chunk > 0;
+        let plan = Plan {
+            mesh_epoch,
+            plan_id: self.next_plan,
+            slot: SessionSlot(self.config.session_slots),
+            cache_epoch: CacheEpoch(u64::from(canary)),
+            size,
+            current_start_frame: u64::from(chunk * model.frames_per_chunk),
+            num_latent_frames: model.frames_per_chunk,
+            denoising_steps: model.default_steps.clone(),
+            do_kv_recompute: recompute,
+            init_cache: chunk == 0,
+            reset_kv_cache: false,
+            reset_crossattn_cache: false,
+            base_seed: FIXED_SEED,
+            kv_cache_attention_bias: model.default_attention_bias,
+            expected_generator_calls: model.expected_calls(model.default_steps.len(), recompute),
+            conditioning: Digest::of(&[b"warm-up"]),
+            conditioning_follows: true,
+        };
+        self.take_plan_id();
+        let purpose = if canary { Purpose::Canary } else { Purpose::WarmUp };
+        let deadline = now + self.config.timing.warm_up;
+        self.start_run(now, plan, purpose, Source::Fixed { seed: FIXED_SEED }, deadline, out);
+    }
+
+    fn take_plan_id(&mut self) -> PlanId {
+        let id = self.next_plan;
+        self.next_plan = PlanId(id.0 + 1);
+        id
+    }
+
+    fn start_run(
+        &mut self,
+        now: Instant,
+        plan: Plan,
+        purpose: Purpose,
+        source: Source,
+        deadline: Instant,
+        out: &mut Actions,
+    ) {
+        let digest = plan.digest();
+        let fetch = Action::Fetch { plan: Box::new(plan.clone()), source };
+        let run = Run {
+            digest: digest.as_ref().map_or_else(|_| Digest::of(&[]), Clone::clone),
+            plan,
+            purpose,
+            stage: Stage::Fetching,
+            deadline,
+            started: now,
+            stage_since: now,
+            pending: BTreeMap::new(),
+            plan_us: 0,
+            go_us: 0,
+        };
+        self.run = Some(run);
+        match digest {
+            Ok(_) => out.push(fetch),
+            Err(error) => self.finish_refused(now, error, out),
+        }
+    }
+
+    /// The tensors are here, or the call is refused before any worker heard of it.
+    pub(super) fn fetched(
+        &mut self,
+        now: Instant,
+        plan_id: PlanId,
+        result: Result<(), Error>,
+        out: &mut Actions,
+    ) {
+        let Some(run) = self.run.as_mut().filter(|run| run.plan.plan_id == plan_id) else { return };
+        if !matches!(run.stage, Stage::Fetching) {
+            return;
+        }
+        match result {
+            Err(error) => self.finish_refused(now, error, out),
+            Ok(()) => {
+                run.stage = Stage::Planning;
+                run.stage_since = now;
+                self.send_to_all(now, out);
+                self.go_if_all_acknowledged(now, out);
+            }
+        }
+    }
+
+    fn send_to_all(&mut self, now: Instant, out: &mut Actions) {
+        let ranks: Vec<Rank> = self.config.world_size.workers().collect();
+        if let Some(run) = &mut self.run {
+            run.pending = ranks.iter().map(|rank| (*rank, now)).collect();
+        }
+        for rank in ranks {
+            self.send(now, rank, out);
+        }
+    }
+
+    fn send(&mut self, now: Instant, rank: Rank, out: &mut Actions) {
+        let resend = self.config.timing.resend;
+        let Some(run) = &mut self.run else { return };
+        let Some(verb) = run.verb() else { return };
+        run.pending.insert(rank, now);
+        out.push(Action::Send {
+            epoch: run.plan.mesh_epoch,
+            rank,
+            verb,
+            plan_id: run.plan.plan_id,
+            message: run.message(now, verb),
+            deadline: now + resend,
+        });
+    }
+
+    pub(super) fn answered(
+        &mut self,
+        now: Instant,
+        rank: Rank,
+        verb: Verb,
+        plan_id: PlanId,
+        result: Result<(), Error>,
+        out: &mut Actions,
+    ) {
+        let Some(run) = self.run.as_mut().filter(|run| run.plan.plan_id == plan_id) else { return };
+        if run.verb() != Some(verb) {
+            return;
+        }
+        match result {
+            // It will be sent again: neither a lost message nor a rank that is not there yet is a nack.
+            Err(error) if matches!(error.class(), Class::DeadlineExceeded | Class::Unavailable) => return,
+            Err(error) if verb == Verb::Plan => {
+                let text = format!("rank {rank} refuses the plan: {}", error.message);
+                return self.cancel(now, Error { message: text, ..error }, out);
+            }
+            Err(error) if verb == Verb::Go => {
+                let text = format!("rank {rank} refuses to go: {}", error.message);
+                return self.fault(now, &Error { message: text, ..error }, out);
+            }
+            // A rank that cannot cancel holds no such plan.
+            Ok(()) | Err(_) => {}
+        }
+        run.pending.remove(&rank);
+        if !run.pending.is_empty() {
+            return;
+        }
+        let took = MeshTimings::micros(now.saturating_duration_since(run.stage_since));
+        match run.stage.clone() {
+            Stage::Fetching => {}
+            Stage::Planning => self.go_if_all_acknowledged(now, out),
+            Stage::Cancelling(error) => self.finish_refused(now, error, out),
+            Stage::Running => run.go_us = took,
+        }
+    }
+
+    fn go_if_all_acknowledged(&mut self, now: Instant, out: &mut Actions) {
+        let Some(run) = self.run.as_mut().filter(|run| run.pending.is_empty()) else { return };
+        run.plan_us = MeshTimings::micros(now.saturating_duration_since(run.stage_since));
+        run.stage = Stage::Running;
+        run.stage_since = now;
+        self.engine = Some(Job::Run(run.plan.mesh_epoch, run.plan.plan_id));
+        let deliver = match &run.purpose {
+            Purpose::Call(asked) => {
+                self.slots.started(&asked.infer);
+                Some(asked.lease)
+            }
+            Purpose::WarmUp | Purpose::Canary => None,
+        };
+        if run.plan.conditioning_follows {
+            self.conditionings.insert(run.plan.conditioning.clone(), ());
+        } else {
+            self.conditionings.touch(&run.plan.conditioning);
+        }
+        let (plan, deadline) = (Box::new(run.plan.clone()), run.deadline);
+        self.send_to_all(now, out);
+        out.push(Action::Run { plan, deadline, deliver });
+    }
+
+    /// Every rank is made idle again; then the controller gets the reason.
+    fn cancel(&mut self, now: Instant, error: Error, out: &mut Actions) {
+        let Some(run) = &mut self.run else { return };
+        run.stage = Stage::Cancelling(error.clone());
+        run.stage_since = now;
+        self.send_to_all(now, out);
+        if self.config.world_size.get() == 1 {
+            self.finish_refused(now, error, out);
+        }
+    }
+
+    pub(super) fn tick_run(&mut self, now: Instant, out: &mut Actions) {
+        let timing = self.config.timing;
+        let Some(run) = &self.run else { return };
+        let in_stage = now.saturating_duration_since(run.stage_since);
+        let expired = now >= run.deadline;
+        match run.stage.clone() {
+            Stage::Fetching if expired => return self.finish_refused(now, self.spent(), out),
+            Stage::Planning if expired || in_stage >= timing.plan => {
+                let silent: Vec<String> = run.pending.keys().map(Rank::to_string).collect();
+                let text = format!("no acknowledgement of the plan from ranks {}", silent.join(", "));
+                let reason = if expired { Reason::BudgetSpent } else { Reason::CallAborted };
+                return self.cancel(now, Error::new(reason, text), out);
+            }
+            // A rank that never hears the cancel holds a plan without go, which the next plan replaces.
+            Stage::Cancelling(error) if in_stage >= timing.resend * 2 => {
+                return self.finish_refused(now, error, out);
+            }
+            Stage::Running if expired => return self.fault(now, &self.spent(), out),
+            _ => {}
+        }
+        let Some(run) = &self.run else { return };
+        let due = |sent: &Instant| now.saturating_duration_since(*sent) >= timing.resend;
+        let again: Vec<Rank> =
+            run.pending.iter().filter(|(_, sent)| due(sent)).map(|(rank, _)| *rank).collect();
+        for rank in again {
+            self.send(now, rank, out);
+        }
+    }
+
+    fn spent(&self) -> Error {
+        let text = || Error::new(Reason::BudgetSpent, "the warm-up run did not end in its time");
+        self.running_call().map_or_else(text, spent)
+    }
+
+    /// The run ends before any rank entered a collective.
+    fn finish_refused(&mut self, now: Instant, error: Error, out: &mut Actions) {
+        let is_call = self.run.as_ref().is_some_and(Run::is_call);
+        if !is_call {
+            return self.fault(now, &error, out);
+        }
+        self.end_run(Err(error), out);
+        self.idle(now, out);
+    }
+
+    /// Answers everyone who waits for the run, keeps the outcome for a re-ask, and forgets the run.
+    pub(super) fn end_run(&mut self, outcome: Result<Reply, Error>, out: &mut Actions) {
+        let Some(Run { purpose: Purpose::Call(asked), .. }) = self.run.take() else { return };
+        let answer = |ticket| Action::Answer { ticket, result: outcome.clone() };
+        out.extend(asked.waiters.iter().copied().map(answer));
+        if self.lease.current() == Some(asked.lease) {
+            let Asked { lease, call, digest, .. } = asked;
+            self.kept = Some(Kept { lease, call, digest, outcome });
+        }
+    }
+
+    /// Whoever waits hears `error` now; the run itself goes on to its end.
+    pub(super) fn drop_waiters(&mut self, error: &Error, out: &mut Actions) {
+        if let Some(Run { purpose: Purpose::Call(asked), .. }) = &mut self.run {
+            let waiters = std::mem::take(&mut asked.waiters);
+            let answer = |ticket| Action::Answer { ticket, result: Err(error.clone()) };
+            out.extend(waiters.into_iter().map(answer));
+        }
+    }
+
+    pub(super) fn ran(
+        &mut self,
+        now: Instant,
+        epoch: MeshEpoch,
+        plan_id: PlanId,
+        result: Result<Box<RunReport>, Error>,
+        out: &mut Actions,
+    ) {
+        if self.engine == Some(Job::Run(epoch, plan_id)) {
+            self.engine = None;
+        }
+        let current = self.is_current(epoch) && self.run.as_ref().is_some_and(|r| r.plan.plan_id == plan_id);
+        if !current {
+            return self.form_again(now, out);
+        }
+        let checked = result.and_then(|report| self.check_report(*report));
+        match checked {
+            Ok(report) => self.finish(now, report, out),
+            Err(error) => self.fault(now, &error, out),
+        }
+    }
+
+    fn check_report(&self, report: RunReport) -> Result<RunReport, Error> {
+        let Some(run) = &self.run else { return Ok(report) };
+        let expected = run.plan.expected_generator_calls;
+        invariants::observed_equals_expected(expected, report.least_calls, report.most_calls)?;
+        if !report.digests_agree {
+            let text = format!("plan {}: ranks disagree on their output", run.plan.plan_id.0);
+            return Err(Error::new(Reason::DigestMismatch, text));
+        }
+        if matches!(run.purpose, Purpose::Canary) {
+            invariants::canary_is_the_first(self.canary.as_ref(), &report.digest)?;
+        }
+        Ok(report)
+    }
+
+    fn finish(&mut self, now: Instant, report: RunReport, out: &mut Actions) {
+        let Some(run) = &self.run else { return };
+        match &run.purpose {
+            Purpose::WarmUp => {
+                self.run = None;
+                self.warmed += 1;
+                self.warm_up(now, out);
+            }
+            Purpose::Canary => {
+                self.run = None;
+                self.canary = Some(report.digest);
+                self.formed_before = true;
+                self.faults_in_a_row = 0;
+                self.idle(now, out);
+            }
+            Purpose::Call(asked) => {
+                let in_force = self.lease.current();
+                let outcome = match invariants::one_lease_is_obeyed(asked.lease, in_force) {
+                    Err(violation) => Err(violation.into()),
+                    Ok(()) => result(run, asked, report),
+                };
+                if outcome.is_ok() {
+                    self.slots.finished(&asked.infer);
+                }
+                self.end_run(outcome, out);
+                self.idle(now, out);
+            }
+        }
+    }
+
+    fn idle(&mut self, now: Instant, out: &mut Actions) {
+        if self.draining.is_some() {
+            return self.exit(now, ExitCode::Asked, "asked to stop".to_owned(), out);
+        }
+        self.set_phase(now, MeshPhase::Ready);
+        self.let_leavers_go(now, out);
+    }
+}
+
+fn result(run: &Run, asked: &Asked, report: RunReport) -> Result<Reply, Error> {
+    let latents_out =
+        report.latents_out?.ok_or_else(|| Error::new(Reason::Internal, "the engine delivered no latents"))?;
+    let infer = &asked.infer;
+    Ok(Reply::Infer(Box::new(ResultV1 {
+        version: CONTRACT_VERSION,
+        call_id: asked.call,
+        session: infer.session,
+        chunk_index: infer.chunk_index,
+        cache_epoch: infer.cache_epoch,
+        mesh_epoch: run.plan.mesh_epoch,
+        observed_generator_calls: report.most_calls,
+        mesh_current_start_frame: infer.current_start_frame + u64::from(infer.num_latent_frames),
+        timings: MeshTimings { plan_us: run.plan_us, go_us: run.go_us, ..report.timings },
+        output_digest: Some(report.digest),
+        latents_out,
+    })))
+}

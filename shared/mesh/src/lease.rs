@@ -1,0 +1,124 @@
+//! The right of one controller to command the mesh.
+
+use std::time::{Duration, Instant};
+
+use contract::envelope::{EnvelopeV1, Lease};
+use contract::{CallId, Error, InstanceId, LeaseEpoch, Reason};
+
+use crate::invariants::{self, Violation};
+
+/// At most one lease is in force. It is renewed by every action; after its TTL another controller may take it, and
+/// until one does its holder may go on.
+#[derive(Clone, Debug)]
+pub struct LeaseBook {
+    ttl: Duration,
+    granted: LeaseEpoch,
+    held: Option<Held>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    lease: Lease,
+    expires: Instant,
+    last_call: CallId,
+}
+
+impl LeaseBook {
+    #[must_use]
+    pub fn new(ttl: Duration) -> Self {
+        Self { ttl, granted: LeaseEpoch(0), held: None }
+    }
+
+    /// Grants the next lease epoch.
+    ///
+    /// # Errors
+    /// `lease_held` at once while another controller's lease has not expired.
+    pub fn grant(&mut self, now: Instant, controller: InstanceId, call: CallId) -> Result<Lease, Error> {
+        if let Some(held) = self.held
+            && held.lease.controller != controller
+            && now < held.expires
+        {
+            let holder = held.lease.controller;
+            return Err(Error::new(Reason::LeaseHeld, format!("controller {holder} holds the lease")));
+        }
+        self.granted = self.granted.next();
+        let lease = Lease { controller, epoch: self.granted };
+        self.held = Some(Held { lease, expires: now + self.ttl, last_call: call });
+        Ok(lease)
+    }
+
+    /// Whether `envelope` comes from the holder; renews the lease if so.
+    ///
+    /// # Errors
+    /// `fenced` if a newer lease exists, `no_lease` if there is none to speak for.
+    pub fn authorise(&mut self, now: Instant, envelope: &EnvelopeV1) -> Result<Lease, Error> {
+        let Some(claimed) = envelope.lease else {
+            return Err(Error::new(
+                Reason::NoLease,
+                format!("{} without a lease: HELLO comes first", envelope.action.as_str()),
+            ));
+        };
+        match &mut self.held {
+            Some(held) if held.lease == (Lease { controller: envelope.controller, epoch: claimed }) => {
+                held.expires = held.expires.max(now + self.ttl);
+                Ok(held.lease)
+            }
+            Some(held) => Err(Error::new(
+                Reason::Fenced,
+                format!("lease {claimed} of {}: lease {} is in force", envelope.controller, held.lease.epoch),
+            )),
+            None => Err(Error::new(
+                Reason::NoLease,
+                format!("lease {claimed} is no longer held: HELLO comes first"),
+            )),
+        }
+    }
+
+    /// Notes a call id that is new under the lease.
+    ///
+    /// # Errors
+    /// `stale_call` if it is not above the highest one seen.
+    pub fn advance(&mut self, call: CallId) -> Result<Result<(), Error>, Violation> {
+        let Some(held) = &mut self.held else {
+            return Ok(Err(Error::new(Reason::NoLease, "no lease is held: HELLO comes first")));
+        };
+        if call <= held.last_call {
+            let seen = held.last_call;
+            return Ok(Err(Error::new(
+                Reason::StaleCall,
+                format!("call {call}: call {seen} was seen, a higher id is expected"),
+            )));
+        }
+        invariants::calls_only_grow(held.last_call, call)?;
+        held.last_call = call;
+        Ok(Ok(()))
+    }
+
+    /// Keeps the lease in force at least until `until`: a controller that waits for its call is not gone.
+    pub fn hold_until(&mut self, until: Instant) {
+        if let Some(held) = &mut self.held {
+            held.expires = held.expires.max(until);
+        }
+    }
+
+    pub fn release(&mut self) {
+        self.held = None;
+    }
+
+    /// The lease in force, expired or not.
+    #[must_use]
+    pub fn current(&self) -> Option<Lease> {
+        self.held.map(|held| held.lease)
+    }
+
+    /// The lease, unless another controller could take it now.
+    #[must_use]
+    pub fn in_force(&self, now: Instant) -> Option<Lease> {
+        self.held.filter(|held| now < held.expires).map(|held| held.lease)
+    }
+
+    #[must_use]
+    pub fn last_call(&self) -> Option<CallId> {
+        self.held.map(|held| held.last_call)
+    }
+}
