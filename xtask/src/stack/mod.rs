@@ -13,5 +13,5 @@ mod supervisor;
 pub use ports::{free_ports, is_free};
 pub use process::{Phase, Spec};
 pub use readiness::{Readiness, Watch};
-pub use services::{PACKAGES, Stack};
+pub use services::Stack;
 pub use supervisor::{Refusal, Supervisor};

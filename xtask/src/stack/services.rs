@@ -21,9 +21,6 @@ mod key {
     pub(super) const DEVICE_THREADS: &str = "KINEMESH_DEVICE__THREADS";
 }
 
-/// The crates whose binaries make the stack.
-pub const PACKAGES: [&str; 4] = ["gateway", "stage0", "mesh-leader", "tp-worker"];
-
 /// What the user chose.
 #[derive(Clone, Debug)]
 pub struct Stack {
