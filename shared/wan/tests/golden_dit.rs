@@ -55,7 +55,7 @@ fn golden_noncausal_intermediates() {
     solo(|tp| {
         let text = dit.text_cache_of_tokens(&text, tp).unwrap();
         for (layer, block) in dit.blocks().iter().enumerate() {
-            block.forward(&mut x, &time.e0, &text.layers()[layer], &pass, &mut cache, layer, tp).unwrap();
+            block.forward(&mut x, &time.e0, &text.layers()[layer], &pass, &mut cache, tp).unwrap();
             check(&format!("block{layer}_out"), &x.reshape([1, -1, dim]));
         }
     });

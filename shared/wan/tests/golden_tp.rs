@@ -54,7 +54,7 @@ impl Setup {
         let e0 = self.golden.get("e0").squeeze_dim(0);
         let text = dit.text_cache_of_tokens(&self.golden.get("context"), tp).unwrap();
         self.with_pass(dit, |pass, cache| {
-            dit.blocks()[0].forward(&mut tokens, &e0, &text.layers()[0], pass, cache, 0, tp).unwrap();
+            dit.blocks()[0].forward(&mut tokens, &e0, &text.layers()[0], pass, cache, tp).unwrap();
         });
         tokens.view_as(&x)
     }
@@ -67,7 +67,7 @@ fn golden_unsharded_layers() {
     let block = &dit.blocks()[0];
     solo(|tp| {
         let attended = setup.with_pass(&dit, |pass, cache| {
-            block.self_attn.forward(&golden.get("self_attn.input"), pass, cache, 0, tp).unwrap()
+            block.self_attn.forward(&golden.get("self_attn.input"), pass, cache, tp).unwrap()
         });
         golden.check("self_attn.output", &attended);
         let text = dit.text_cache_of_tokens(&golden.get("context"), tp).unwrap();

@@ -47,6 +47,8 @@ pub struct SelfAttentionPass<'a> {
 /// Self-attention of one block.
 #[derive(Debug)]
 pub struct SelfAttention {
+    /// Index of the block, which is that of its keys in the cache.
+    layer: usize,
     qkv: Linear,
     norm: ShardedRmsNorm,
     o: RowParallel,
@@ -54,10 +56,16 @@ pub struct SelfAttention {
 }
 
 impl SelfAttention {
-    pub(super) fn load(config: &DitConfig, loader: &Loader, name: &str) -> Result<Self, WeightsError> {
+    pub(super) fn load(
+        config: &DitConfig,
+        loader: &Loader,
+        name: &str,
+        layer: usize,
+    ) -> Result<Self, WeightsError> {
         let dim = config.dim;
         let names = ["q", "k", "v"].map(|part| format!("{name}.{part}"));
         Ok(Self {
+            layer,
             qkv: loader.columns(&names, dim, dim)?,
             norm: load_norm(config, loader, name, &["norm_q", "norm_k"])?,
             o: loader.rows(&format!("{name}.o"), dim, dim)?,
@@ -74,7 +82,6 @@ impl SelfAttention {
         x: &Tensor,
         pass: &SelfAttentionPass,
         cache: &mut KvCache,
-        layer: usize,
         tp: &Tp,
     ) -> Result<Tensor, DitError> {
         let heads = self.heads;
@@ -85,7 +92,7 @@ impl SelfAttention {
         let qk = rotate(&qk, pass.rotations)?;
         let v = qkv.f_narrow(2, 2 * channels, channels)?.f_unflatten(2, [heads.count, heads.width])?;
         let (q, k) = (qk.f_narrow(2, 0, heads.count)?, qk.f_narrow(2, heads.count, heads.count)?);
-        let (k, v) = cache.store(layer, pass.plan, &k, &v)?;
+        let (k, v) = cache.store(self.layer, pass.plan, &k, &v)?;
         self.o.forward(&attend(&q, &k, &v, pass.mask)?, tp)
     }
 }

@@ -43,11 +43,11 @@ impl Modulation {
 }
 
 impl Block {
-    pub(super) fn load(config: &DitConfig, loader: &Loader, name: &str) -> Result<Self, WeightsError> {
-        let dim = config.dim;
+    pub(super) fn load(config: &DitConfig, loader: &Loader, layer: usize) -> Result<Self, WeightsError> {
+        let (dim, name) = (config.dim, format!("blocks.{layer}"));
         let norm3 = |part: &str| loader.whole(&format!("{name}.norm3.{part}"), &[dim]);
         Ok(Self {
-            self_attn: SelfAttention::load(config, loader, &format!("{name}.self_attn"))?,
+            self_attn: SelfAttention::load(config, loader, &format!("{name}.self_attn"), layer)?,
             cross_attn: CrossAttention::load(config, loader, &format!("{name}.cross_attn"))?,
             ffn: FeedForward::load(config, loader, &format!("{name}.ffn"))?,
             norm3: (norm3("weight")?, norm3("bias")?),
@@ -78,7 +78,6 @@ impl Block {
         text: &(Tensor, Tensor),
         pass: &SelfAttentionPass,
         cache: &mut KvCache,
-        layer: usize,
         tp: &Tp,
     ) -> Result<(), DitError> {
         let (time1, time2) = self.modulations(e0)?;
@@ -86,7 +85,7 @@ impl Block {
         let sequence = |t: &Tensor| t.f_reshape([1, -1, size[2]]);
 
         let attended = sequence(&time1.modulate(x, self.eps)?)?;
-        let attended = self.self_attn.forward(&attended, pass, cache, layer, tp)?;
+        let attended = self.self_attn.forward(&attended, pass, cache, tp)?;
         time1.add_gated(x, &attended.f_view(size.as_slice())?)?;
 
         let crossed = sequence(&layer_norm(x, Some((&self.norm3.0, &self.norm3.1)), self.eps)?)?;

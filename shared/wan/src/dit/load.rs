@@ -40,17 +40,17 @@ pub(super) struct Loader<'a> {
 impl Loader<'_> {
     /// The whole tensor.
     pub(super) fn whole(&self, name: &str, shape: &[i64]) -> Result<Tensor, WeightsError> {
-        self.place(name, self.source.get(name, shape)?)
+        self.place(name, &self.source.get(name, shape)?)
     }
 
     /// This rank's share of dimension `dim`.
     pub(super) fn part(&self, name: &str, shape: &[i64], dim: usize) -> Result<Tensor, WeightsError> {
         let len = shape[dim] / i64::from(self.shard.world);
         let start = len * i64::from(self.shard.rank);
-        self.place(name, self.source.narrow(name, shape, dim, start, len)?)
+        self.place(name, &self.source.narrow(name, shape, dim, start, len)?)
     }
 
-    fn place(&self, name: &str, tensor: Tensor) -> Result<Tensor, WeightsError> {
+    fn place(&self, name: &str, tensor: &Tensor) -> Result<Tensor, WeightsError> {
         let placed = tensor.f_to_device(self.device).and_then(|t| t.f_to_kind(self.kind));
         placed.map_err(|e| torch(name, &e))
     }

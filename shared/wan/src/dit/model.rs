@@ -51,7 +51,8 @@ impl CausalDit {
         check_supported(config)?;
         let _guard = tch::no_grad_guard();
         let loader = Loader { source, shard, device, kind };
-        let blocks = (0..config.num_layers).map(|i| Block::load(config, &loader, &format!("blocks.{i}")));
+        let layers = usize::try_from(config.num_layers).unwrap_or(0);
+        let blocks = (0..layers).map(|layer| Block::load(config, &loader, layer));
         Ok(Self {
             config: config.clone(),
             shard,
@@ -166,8 +167,8 @@ impl CausalDit {
         // Streaming gives all frames the same timestep: one row then serves them all.
         let shared = timesteps.windows(2).all(|pair| pair[0].to_bits() == pair[1].to_bits());
         let time = self.embeddings.time(if shared { &timesteps[..1] } else { timesteps })?;
-        for (layer, (block, text)) in self.blocks.iter().zip(&text.layers).enumerate() {
-            block.forward(&mut x, &time.e0, text, &pass, cache, layer, tp)?;
+        for (block, text) in self.blocks.iter().zip(&text.layers) {
+            block.forward(&mut x, &time.e0, text, &pass, cache, tp)?;
         }
         let flow = self.head.forward(&x, &time.e, rows, columns)?;
         cache.commit(&plan);

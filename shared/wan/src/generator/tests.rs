@@ -10,10 +10,14 @@ use crate::dit::Shard;
 use crate::weights::SyntheticSource;
 
 fn generator(family: Family) -> Generator {
+    generator_of(family, Kind::Float)
+}
+
+fn generator_of(family: Family, kind: Kind) -> Generator {
     let mut config = ModelConfig { family, ..ModelConfig::named("tiny").unwrap() };
     config.dit.num_layers = 1;
     let source = SyntheticSource::new(1);
-    let dit = CausalDit::load(&config.dit, &source, Shard::WHOLE, Device::Cpu, Kind::Float).unwrap();
+    let dit = CausalDit::load(&config.dit, &source, Shard::WHOLE, Device::Cpu, kind).unwrap();
     Generator::new(&config, dit, 2)
 }
 
@@ -236,4 +240,26 @@ fn a_world_size_that_does_not_divide_the_heads_is_refused_with_the_valid_ones() 
     };
     assert_eq!(load(0, 3), "world size 3 does not divide this model's 4 heads; allowed: [1, 2, 4]");
     assert_eq!(load(2, 2), "rank 2 is outside world size 2");
+}
+
+#[test]
+fn bfloat16_stays_near_float32() {
+    let [full, half] = [Kind::Float, Kind::BFloat16].map(|kind| {
+        let mut generator = generator_of(Family::Krea, kind);
+        let context = latents(3, 4);
+        with_args(|args, tp| {
+            generator.generate(0, &args, tp).unwrap();
+            let next = ChunkArgs {
+                current_start_frame: 3,
+                init_cache: false,
+                context_frames: Some(&context),
+                kv_cache_attention_bias: 0.3,
+                ..args
+            };
+            generator.generate(0, &next, tp).unwrap().latents
+        })
+    });
+    assert_eq!(half.kind(), Kind::Float);
+    let difference = (full - half).abs().mean(Kind::Float).double_value(&[]);
+    assert!(difference > 0.0 && difference < 0.05, "mean difference {difference}");
 }
