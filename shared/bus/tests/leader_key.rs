@@ -1,0 +1,80 @@
+//! One leader, and epochs that only grow.
+
+mod harness;
+
+use std::time::Duration;
+
+use bus::leader_key::Claim;
+use contract::{CellId, Error, InstanceId, Reason};
+use harness::{Broker, within};
+
+const TTL: Duration = Duration::from_millis(600);
+
+async fn take(bus: &bus::Bus) -> Result<Claim, Error> {
+    Claim::take(&bus.jetstream(), &CellId::default(), InstanceId::random(), TTL).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_live_leader_keeps_its_key_and_its_epoch() {
+    let broker = Broker::start();
+    let bus = broker.bus("leader").await;
+    let mut leader = take(&bus).await.unwrap();
+    let epoch = leader.epoch();
+    let second = tokio::spawn({
+        let bus = bus.clone();
+        async move { take(&bus).await }
+    });
+    while !second.is_finished() {
+        leader.renew(within(2_000)).await.unwrap();
+        tokio::time::sleep(TTL / 6).await;
+    }
+    assert_eq!(second.await.unwrap().unwrap_err().reason, Reason::LeaseHeld);
+    leader.prove(within(2_000)).await.unwrap();
+    assert_eq!(leader.epoch(), epoch);
+    leader.release(within(2_000)).await.unwrap();
+    let successor = take(&bus).await.unwrap();
+    assert!(successor.epoch() > epoch);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_leaders_key_is_taken_over_and_the_dead_one_is_fenced() {
+    let broker = Broker::start();
+    let bus = broker.bus("leader").await;
+    let mut frozen = take(&bus).await.unwrap();
+    frozen.renew(within(2_000)).await.unwrap();
+    let mut successor = take(&bus).await.unwrap();
+    assert!(successor.epoch() > frozen.epoch());
+    assert_eq!(frozen.prove(within(2_000)).await.unwrap_err().reason, Reason::Fenced);
+    successor.prove(within(2_000)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_takers_at_once_one_wins() {
+    let broker = Broker::start();
+    let (a, b) = (broker.bus("a").await, broker.bus("b").await);
+    let _dead = take(&a).await.unwrap();
+    let (first, second) = tokio::join!(take(&a), take(&b));
+    let refused: Vec<_> = [&first, &second].into_iter().filter_map(|r| r.as_ref().err()).collect();
+    assert_eq!(refused.len(), 1, "{refused:?}");
+    assert_eq!(refused[0].reason, Reason::LeaseHeld);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn epochs_grow_across_a_restart_of_the_broker_and_a_live_claim_survives_it() {
+    let mut broker = Broker::start();
+    let bus = broker.bus("leader").await;
+    let mut leader = take(&bus).await.unwrap();
+    leader.renew(within(2_000)).await.unwrap();
+    broker.down();
+    let mut state = bus.state();
+    state.wait_for(|s| !s.is_connected()).await.unwrap();
+    let away = leader.prove(within(300)).await.unwrap_err();
+    assert!(matches!(away.reason, Reason::BudgetSpent | Reason::BrokerUnavailable), "{away}");
+    broker.up();
+    state.wait_for(|s| s.is_connected()).await.unwrap();
+    harness::eventually("the claim is proven again", async || leader.prove(within(2_000)).await.is_ok())
+        .await;
+    let epoch = leader.epoch();
+    drop(leader);
+    assert!(take(&bus).await.unwrap().epoch() > epoch);
+}
