@@ -1,0 +1,76 @@
+//! The shared memory link against the contract of every link, under random and concurrent use, and between processes.
+#![allow(clippy::unwrap_used, reason = "a test helper that cannot go on panics")]
+
+#[path = "../contract/mod.rs"]
+mod contract_of_links;
+mod interleavings;
+mod processes;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+
+use contract::Reason;
+use contract::link::LinkDescriptor;
+use latents::shm::{ShmLink, remove_stale};
+
+use crate::contract_of_links::{Ends, every_promise};
+
+fn prefix() -> String {
+    format!("kinemesh-test-{}", std::process::id())
+}
+
+fn ends(slots_in: u32, slots_out: u32, slot_bytes: u64, link_epoch: u64) -> Ends {
+    let (leader, descriptor) =
+        ShmLink::create(&prefix(), slots_in, slots_out, slot_bytes, link_epoch).unwrap();
+    let stage0 = latents::open(&descriptor).unwrap();
+    Ends { leader: Box::new(leader), stage0 }
+}
+
+fn file(descriptor: &LinkDescriptor) -> PathBuf {
+    PathBuf::from("/dev/shm").join(&descriptor.name)
+}
+
+#[test]
+fn it_keeps_every_promise_of_a_link() {
+    every_promise(&ends);
+}
+
+#[test]
+fn it_is_private_and_has_no_name_once_both_have_it() {
+    let (_leader, descriptor) = ShmLink::create(&prefix(), 1, 1, 64, 1).unwrap();
+    assert_eq!(fs::metadata(file(&descriptor)).unwrap().permissions().mode() & 0o777, 0o600);
+    let _stage0 = ShmLink::open(&descriptor).unwrap();
+    assert!(!file(&descriptor).exists());
+    assert_eq!(ShmLink::open(&descriptor).unwrap_err().reason, Reason::NotReady);
+}
+
+#[test]
+fn a_link_that_nobody_opened_goes_with_its_leader() {
+    let (leader, descriptor) = ShmLink::create(&prefix(), 1, 1, 64, 1).unwrap();
+    assert_eq!(remove_stale(&prefix()).unwrap(), 0);
+    drop(leader);
+    assert!(!file(&descriptor).exists());
+    assert_eq!(ShmLink::open(&descriptor).unwrap_err().reason, Reason::NotReady);
+}
+
+#[test]
+fn descriptors_from_messages_are_checked() {
+    let (_leader, good) = ShmLink::create(&prefix(), 1, 1, 64, 7).unwrap();
+    let lies: [(&dyn Fn(&mut LinkDescriptor), Reason); 7] = [
+        (&|d| d.kind = contract::link::LinkKind::Nccl, Reason::UnsupportedParameter),
+        (&|d| d.name = "../../etc/passwd".to_owned(), Reason::NotReady),
+        (&|d| d.slots_in = 0, Reason::BadField),
+        (&|d| d.slots_out = u32::MAX, Reason::BadField),
+        (&|d| d.slot_bytes = u64::MAX, Reason::BadField),
+        (&|d| d.slot_bytes = 1 << 20, Reason::NotReady),
+        (&|d| d.link_epoch = 8, Reason::NotReady),
+    ];
+    for (lie, reason) in lies {
+        let mut descriptor = good.clone();
+        lie(&mut descriptor);
+        assert_eq!(ShmLink::open(&descriptor).unwrap_err().reason, reason);
+    }
+    assert!(ShmLink::open(&good).is_ok());
+    assert_eq!(ShmLink::create("no/slash", 1, 1, 64, 1).unwrap_err().reason, Reason::Internal);
+}
