@@ -38,14 +38,14 @@ pub(crate) fn dense(tensor: &Tensor) -> Result<Tensor, Error> {
     if !tensor.defined() {
         return Err(Error::new(Reason::BadShape, "the tensor is not defined"));
     }
-    tensor.f_to_device(Device::Cpu).and_then(|tensor| tensor.f_contiguous()).map_err(torch)
+    tensor.f_to_device(Device::Cpu).and_then(|tensor| tensor.f_contiguous()).map_err(|error| torch(&error))
 }
 
 /// A tensor on the CPU with memory of its own, not yet written.
 pub(crate) fn empty(shape: &[i64], dtype: Dtype) -> Result<Tensor, Error> {
-    Tensor::f_empty(shape, (kind_of(dtype), Device::Cpu)).map_err(torch)
+    Tensor::f_empty(shape, (kind_of(dtype), Device::Cpu)).map_err(|error| torch(&error))
 }
 
-fn torch(error: TchError) -> Error {
+fn torch(error: &TchError) -> Error {
     Error::new(Reason::Internal, "a tensor could not be copied for the link").detail(error.to_string())
 }

@@ -14,6 +14,9 @@ pub(crate) struct Ends {
 /// Makes a link with `slots_in`, `slots_out` slots of `slot_bytes`, and a link epoch.
 pub(crate) type Make<'a> = &'a dyn Fn(u32, u32, u64, u64) -> Ends;
 
+/// How a value from a message is made false, and what that is answered with.
+pub(crate) type Lie<'a, T> = (&'a dyn Fn(&mut T), Reason);
+
 pub(crate) const KEY: TensorKey = TensorKey::LatentsIn;
 
 /// A tensor whose every element tells which write it came from.
@@ -69,7 +72,7 @@ fn a_full_ring_is_busy_at_once(make: Make<'_>) {
     assert_ne!(specs[0].slot, specs[1].slot);
     assert_eq!((stage0.free_slots(), leader.free_slots()), (0, 1));
     refused(stage0.write(KEY, &picture(3, 8)), Reason::SlotBusy);
-    leader.read(&specs[1]).unwrap();
+    let _ = leader.read(&specs[1]).unwrap();
     refused(stage0.write(KEY, &picture(3, 8)), Reason::SlotBusy);
     leader.release(specs[1].slot, specs[1].generation).unwrap();
     let third = stage0.write(KEY, &picture(3, 8)).unwrap();
@@ -87,7 +90,7 @@ fn a_slot_is_given_back_only_by_its_holder(make: Make<'_>) {
     refused(leader.read(&unsent), Reason::StaleSlot);
     // Read: only the reader can, once; until then it may read again.
     let sent = stage0.write(KEY, &picture(2, 8)).unwrap();
-    leader.read(&sent).unwrap();
+    let _ = leader.read(&sent).unwrap();
     refused(stage0.release(sent.slot, sent.generation), Reason::SlotBusy);
     assert!(leader.read(&sent).unwrap().equal(&picture(2, 8)));
     assert!(stage0.holds(sent.slot, sent.generation) && leader.holds(sent.slot, sent.generation));
@@ -120,7 +123,7 @@ fn specs_of_the_past_and_of_other_links_are_stale(make: Make<'_>) {
 fn specs_that_lie_are_refused_and_change_nothing(make: Make<'_>) {
     let Ends { mut leader, mut stage0 } = make(2, 1, 64, 1);
     let spec = stage0.write(KEY, &picture(1, 8)).unwrap();
-    let lies: [(&dyn Fn(&mut TensorSpec), Reason); 10] = [
+    let lies: [Lie<'_, TensorSpec>; 10] = [
         (&|s| s.slot = LinkSlot(2), Reason::BadField),
         (&|s| s.slot = LinkSlot(u32::MAX), Reason::BadField),
         (&|s| s.byte_offset = u64::MAX, Reason::BadField),
@@ -154,7 +157,7 @@ fn a_quarantined_slot_rests_until_it_is_lifted(make: Make<'_>) {
     stage0.unquarantine_all();
     assert_eq!(stage0.free_slots(), 1);
     // Lifting takes back what the reader never gave back.
-    leader.read(&next).unwrap();
+    let _ = leader.read(&next).unwrap();
     stage0.quarantine(&[next.slot]);
     stage0.unquarantine_all();
     assert_eq!(stage0.free_slots(), 2);

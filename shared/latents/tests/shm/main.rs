@@ -14,15 +14,16 @@ use contract::Reason;
 use contract::link::LinkDescriptor;
 use latents::shm::{ShmLink, remove_stale};
 
-use crate::contract_of_links::{Ends, every_promise};
+use crate::contract_of_links::{Ends, Lie, every_promise};
 
-fn prefix() -> String {
-    format!("kinemesh-test-{}", std::process::id())
+/// Of names: one for each test that sweeps, so that none sweeps another's.
+fn prefix(test: &str) -> String {
+    format!("kinemesh-test-{test}-{}", std::process::id())
 }
 
 fn ends(slots_in: u32, slots_out: u32, slot_bytes: u64, link_epoch: u64) -> Ends {
     let (leader, descriptor) =
-        ShmLink::create(&prefix(), slots_in, slots_out, slot_bytes, link_epoch).unwrap();
+        ShmLink::create(&prefix("ends"), slots_in, slots_out, slot_bytes, link_epoch).unwrap();
     let stage0 = latents::open(&descriptor).unwrap();
     Ends { leader: Box::new(leader), stage0 }
 }
@@ -38,7 +39,7 @@ fn it_keeps_every_promise_of_a_link() {
 
 #[test]
 fn it_is_private_and_has_no_name_once_both_have_it() {
-    let (_leader, descriptor) = ShmLink::create(&prefix(), 1, 1, 64, 1).unwrap();
+    let (_leader, descriptor) = ShmLink::create(&prefix("private"), 1, 1, 64, 1).unwrap();
     assert_eq!(fs::metadata(file(&descriptor)).unwrap().permissions().mode() & 0o777, 0o600);
     let _stage0 = ShmLink::open(&descriptor).unwrap();
     assert!(!file(&descriptor).exists());
@@ -47,8 +48,8 @@ fn it_is_private_and_has_no_name_once_both_have_it() {
 
 #[test]
 fn a_link_that_nobody_opened_goes_with_its_leader() {
-    let (leader, descriptor) = ShmLink::create(&prefix(), 1, 1, 64, 1).unwrap();
-    assert_eq!(remove_stale(&prefix()).unwrap(), 0);
+    let (leader, descriptor) = ShmLink::create(&prefix("unopened"), 1, 1, 64, 1).unwrap();
+    assert_eq!(remove_stale(&prefix("unopened")).unwrap(), 0);
     drop(leader);
     assert!(!file(&descriptor).exists());
     assert_eq!(ShmLink::open(&descriptor).unwrap_err().reason, Reason::NotReady);
@@ -56,8 +57,8 @@ fn a_link_that_nobody_opened_goes_with_its_leader() {
 
 #[test]
 fn descriptors_from_messages_are_checked() {
-    let (_leader, good) = ShmLink::create(&prefix(), 1, 1, 64, 7).unwrap();
-    let lies: [(&dyn Fn(&mut LinkDescriptor), Reason); 7] = [
+    let (_leader, good) = ShmLink::create(&prefix("lies"), 1, 1, 64, 7).unwrap();
+    let lies: [Lie<'_, LinkDescriptor>; 7] = [
         (&|d| d.kind = contract::link::LinkKind::Nccl, Reason::UnsupportedParameter),
         (&|d| d.name = "../../etc/passwd".to_owned(), Reason::NotReady),
         (&|d| d.slots_in = 0, Reason::BadField),

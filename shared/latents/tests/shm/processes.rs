@@ -51,7 +51,7 @@ fn stage0() {
 
 #[test]
 fn tensors_go_both_ways_between_processes() {
-    let (mut leader, descriptor) = ShmLink::create(&prefix(), 2, 2, 4 * NUMEL as u64, 5).unwrap();
+    let (mut leader, descriptor) = ShmLink::create(&prefix("two"), 2, 2, 4 * NUMEL as u64, 5).unwrap();
     let mut child = again("processes::stage0", LINK, &serde_json::to_string(&descriptor).unwrap());
     let mut specs = BufReader::new(child.stdout.take().unwrap()).lines();
     let mut replies = child.stdin.take().unwrap();
@@ -72,13 +72,13 @@ fn tensors_go_both_ways_between_processes() {
 
 #[test]
 fn a_killed_stage0_leaves_a_link_that_fails_nobody_and_a_new_one_knows_none_of_its_specs() {
-    let (mut leader, descriptor) = ShmLink::create(&prefix(), 2, 2, 4 * NUMEL as u64, 1).unwrap();
+    let (mut leader, descriptor) = ShmLink::create(&prefix("two"), 2, 2, 4 * NUMEL as u64, 1).unwrap();
     let mut child = again("processes::stage0", LINK, &serde_json::to_string(&descriptor).unwrap());
     let spec = next_spec(&mut BufReader::new(child.stdout.take().unwrap()).lines());
     child.kill().unwrap();
     child.wait().unwrap();
     assert!(leader.read(&spec).unwrap().equal(&picture(0, NUMEL)));
-    let (mut next, descriptor) = ShmLink::create(&prefix(), 2, 2, 4 * NUMEL as u64, 2).unwrap();
+    let (mut next, descriptor) = ShmLink::create(&prefix("two"), 2, 2, 4 * NUMEL as u64, 2).unwrap();
     let _stage0 = ShmLink::open(&descriptor).unwrap();
     assert_eq!(next.read(&spec).unwrap_err().reason, Reason::StaleSlot);
 }
@@ -90,7 +90,7 @@ fn what_a_killed_leader_left_is_swept() {
         let _left = ShmLink::create(&prefix, 1, 1, 64, 1).unwrap();
         std::process::abort();
     }
-    let prefix = prefix();
+    let prefix = prefix("sweep");
     let (_alive, descriptor) = ShmLink::create(&prefix, 1, 1, 64, 2).unwrap();
     let mut child = again("processes::what_a_killed_leader_left_is_swept", ORPHAN, &prefix);
     assert!(!child.wait().unwrap().success());
