@@ -1,0 +1,109 @@
+//! What the server says on the data channel. Clients ignore types that they do not know.
+
+use contract::Error;
+use contract::error::ClientError;
+use contract::event::{ChunkReport, Event, SessionState};
+use contract::ids::{CacheEpoch, ChunkIndex};
+use contract::params::Parameters;
+use serde::Serialize;
+
+#[derive(Debug, Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub(crate) enum ServerMessage {
+    /// The last message of a session.
+    StreamStopped {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        error_message: Option<String>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        error: Option<ClientError>,
+    },
+    /// Someone changed parameters over HTTP.
+    ParametersUpdated {
+        parameters: Box<Parameters>,
+    },
+    /// The update of this number will be part of the chunk that starts next.
+    ParametersAccepted {
+        update: u64,
+    },
+    SessionState {
+        state: SessionState,
+        error: Option<ClientError>,
+    },
+    Applied {
+        update: u64,
+        chunk_index: ChunkIndex,
+        cache_epoch: CacheEpoch,
+        changed: Box<Parameters>,
+        transition_active: bool,
+    },
+    Chunk(Box<ChunkReport>),
+    Error {
+        error: ClientError,
+    },
+}
+
+impl ServerMessage {
+    pub(crate) fn error(error: &Error) -> Self {
+        Self::Error { error: error.for_client() }
+    }
+
+    pub(crate) fn stopped(error: Option<&ClientError>) -> Self {
+        Self::StreamStopped { error_message: error.map(|e| e.message.clone()), error: error.cloned() }
+    }
+
+    pub(crate) fn to_json(&self) -> String {
+        // Plain data with string keys always serialises.
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
+    /// Reports that a full queue may lose: the next one replaces them.
+    pub(crate) fn is_report(&self) -> bool {
+        matches!(self, Self::Chunk(_))
+    }
+}
+
+impl From<Event> for ServerMessage {
+    fn from(event: Event) -> Self {
+        match event {
+            Event::State { state, error } => Self::SessionState { state, error },
+            Event::Error { error } => Self::Error { error },
+            Event::Applied { update, chunk_index, cache_epoch, changed, transition_active } => {
+                Self::Applied { update, chunk_index, cache_epoch, changed, transition_active }
+            }
+            Event::Chunk(report) => Self::Chunk(report),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use contract::Reason;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn parsed(message: &ServerMessage) -> Value {
+        serde_json::from_str(&message.to_json()).unwrap()
+    }
+
+    #[test]
+    fn messages_have_the_form_that_clients_know() {
+        assert_eq!(parsed(&ServerMessage::stopped(None)), json!({"type": "stream_stopped"}));
+        let error = Error::new(Reason::RankLost, "rank 1 died").detail("secret");
+        let stopped = parsed(&ServerMessage::stopped(Some(&error.for_client())));
+        assert_eq!(stopped["error_message"], "rank 1 died");
+        let refused = parsed(&ServerMessage::error(&Error::new(Reason::BadField, "noise_scale is 2")));
+        assert_eq!(
+            refused,
+            json!({"type": "error", "error": {"class": "invalid_argument", "reason": "bad_field", "retryable": false,
+                "message": "noise_scale is 2"}})
+        );
+        let changed = Parameters { base_seed: Some(7), ..Parameters::default() };
+        let updated = ServerMessage::ParametersUpdated { parameters: Box::new(changed) };
+        assert_eq!(parsed(&updated), json!({"type": "parameters_updated", "parameters": {"base_seed": 7}}));
+        assert_eq!(
+            parsed(&ServerMessage::ParametersAccepted { update: 3 }),
+            json!({"type": "parameters_accepted", "update": 3})
+        );
+    }
+}

@@ -1,0 +1,61 @@
+// The prompt box: one text, or several blended by weight.
+
+const MAX_PROMPTS = 8;
+
+export class Prompts {
+  #list;
+
+  constructor(list, onSend) {
+    this.#list = list;
+    list.addEventListener('keydown', (event) => {
+      if (event.key === 'Enter' && !event.shiftKey && event.target.matches('textarea')) {
+        event.preventDefault();
+        onSend();
+      }
+    });
+    this.add('a quiet sea at dawn, slow waves, soft light');
+  }
+
+  add(text = '') {
+    const lines = this.#list.children;
+    if (lines.length >= MAX_PROMPTS) return;
+    const number = lines.length + 1;
+    const line = document.createElement('div');
+    line.className = 'prompt-line';
+    const box = Object.assign(document.createElement('textarea'), { rows: 1, maxLength: 2000, value: text, placeholder: 'Describe what should appear' });
+    box.setAttribute('aria-label', `Prompt ${number}`);
+    const weight = document.createElement('label');
+    weight.className = 'weight';
+    const slider = Object.assign(document.createElement('input'), { type: 'range', min: 0, max: 100, value: 100, step: 5 });
+    slider.setAttribute('aria-label', `Weight of prompt ${number}`);
+    const shown = document.createElement('span');
+    shown.textContent = '100';
+    slider.addEventListener('input', () => { shown.textContent = slider.value; });
+    weight.append(slider, shown);
+    const remove = Object.assign(document.createElement('button'), { type: 'button', className: 'ghost remove', textContent: '×', title: 'Remove' });
+    remove.setAttribute('aria-label', `Remove prompt ${number}`);
+    remove.addEventListener('click', () => {
+      line.remove();
+      this.focus();
+    });
+    line.append(box, weight, remove);
+    this.#list.append(line);
+    if (number > 1) box.focus();
+  }
+
+  focus() {
+    const box = this.#list.querySelector('textarea');
+    box?.focus();
+    box?.select();
+  }
+
+  /** `[{text, weight}]` of the lines that are not empty. */
+  read() {
+    return [...this.#list.children]
+      .map((line) => ({
+        text: line.querySelector('textarea').value.trim(),
+        weight: Number(line.querySelector('input').value),
+      }))
+      .filter(({ text }) => text !== '');
+  }
+}
