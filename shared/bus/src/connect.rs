@@ -74,7 +74,10 @@ async fn options(config: &BusConfig, name: &str, link: Weak<Link>) -> Result<Con
         })
         .event_callback(move |event| on_event(link.clone(), event));
     if let Some((user, password)) = config.login().await? {
-        options = options.user_and_password(user, password.expose().to_owned());
+        // Answers go where only this user may listen (`nats/nats-server.conf`).
+        options = options
+            .custom_inbox_prefix(format!("_INBOX_{user}"))
+            .user_and_password(user, password.expose().to_owned());
     }
     if let Some(file) = &config.creds_file {
         options = options
@@ -166,7 +169,8 @@ pub(crate) async fn marker(client: &Client, link: &Link, subject: &str, wait: Du
         return Ok(());
     }
     let message = format!("the broker did not echo a marker within {} ms", wait.as_millis());
-    Err(Error::new(Reason::BrokerUnavailable, message).detail("publish and subscribe on _INBOX.> are needed"))
+    Err(Error::new(Reason::BrokerUnavailable, message)
+        .detail("the user needs to publish to and subscribe to its own inbox"))
 }
 
 /// Notices that this process did not run for a while (stopped, starved, suspended), and discards what came meanwhile.

@@ -7,8 +7,9 @@
 //!   generation rises); requests among it are answered `broker_unavailable`.
 //! - Every wait has a deadline, every queue a bound; what a full queue drops is counted.
 //!
-//! A broker account needs, beside its own subjects, publish and subscribe on `_INBOX.>` (replies, and the marker
-//! that [`Bus::subscribe`] waits for), and subscribe on `$SRV.>` when it registers a [`Service`].
+//! A broker account needs, beside its own subjects: publish and subscribe on its inbox, `_INBOX_<user>.>` (`_INBOX.>`
+//! without a user), for replies and for the marker that [`Bus::subscribe`] waits for; publish on the inboxes of whoever
+//! asks it; and subscribe on `$SRV.>` when it registers a [`Service`].
 
 mod bus;
 mod config;

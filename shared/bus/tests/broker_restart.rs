@@ -1,5 +1,7 @@
 //! The broker goes and comes back.
 
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
 mod harness;
 
 use std::time::{Duration, Instant};

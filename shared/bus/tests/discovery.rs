@@ -1,5 +1,7 @@
 //! What a stranger sees: ADR-32 discovery, JSON operations, error headers.
 
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
 mod harness;
 
 use async_nats::{Client, HeaderMap, Message};

@@ -1,5 +1,7 @@
 //! One leader, and epochs that only grow.
 
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
 mod harness;
 
 use std::time::Duration;

@@ -1,5 +1,7 @@
 //! Deadlines and errors of requests, against a real broker.
 
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
 mod harness;
 
 use std::sync::Arc;

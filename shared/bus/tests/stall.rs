@@ -1,5 +1,7 @@
 //! A service that was stopped discards what it received meanwhile.
 
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
 mod harness;
 
 use std::io::{BufRead, BufReader};

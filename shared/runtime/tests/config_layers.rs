@@ -1,5 +1,7 @@
 //! Which value wins, where it is said to come from, and what is refused.
 
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
 use std::collections::BTreeMap;
 
 use runtime::config::{

@@ -1,5 +1,7 @@
 //! How a real process ends.
 
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
 use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};

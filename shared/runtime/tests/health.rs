@@ -1,5 +1,7 @@
 //! `/live`, `/ready` and `/metrics` over a real socket.
 
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
 use std::time::Duration;
 
 use runtime::config::HttpSection;
