@@ -1,0 +1,220 @@
+//! What waits for a session's chunk loop: merged parameter updates, wishes, and the answer of a call.
+//!
+//! There is one of each at most, so nothing here can grow. Endpoints and the mesh client put things in; the loop is the
+//! only one that takes them out, and waits here for everything it waits for.
+
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use contract::error::{Error, Reason};
+use contract::params::Parameters;
+
+use crate::attendance::{Attendance, Patience, Viewers};
+use crate::mesh_client::Outcome;
+
+/// All updates that came since the last chunk started, as one.
+#[derive(Debug, Default)]
+pub(crate) struct Drained {
+    pub parameters: Parameters,
+    /// Highest update number seen so far.
+    pub update: u64,
+    /// When the newest of these updates came; `None` without any.
+    pub arrived: Option<Instant>,
+}
+
+/// Why a session ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// Somebody asked for it: the words are theirs.
+    Asked(String),
+    NobodyWatches,
+    /// The process stops or drains.
+    Process(Error),
+}
+
+struct State {
+    waiting: Drained,
+    paused: bool,
+    viewers: Viewers,
+    outcome: Option<Outcome>,
+    ending: Option<Ending>,
+}
+
+pub(crate) struct Mailbox {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Mailbox {
+    /// Holds the parameters that the session is created with, as update 0.
+    pub(crate) fn new(initial: Parameters, patience: Patience, now: Instant) -> Self {
+        let paused = initial.paused == Some(true);
+        let waiting = Drained { parameters: initial, update: 0, arrived: Some(now) };
+        let viewers = Viewers::new(patience, now);
+        let state = State { waiting, paused, viewers, outcome: None, ending: None };
+        Self { state: Mutex::new(state), changed: Condvar::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn put<R>(&self, change: impl FnOnce(&mut State) -> R) -> R {
+        let result = change(&mut self.lock());
+        self.changed.notify_all();
+        result
+    }
+
+    /// Merges an update; returns its number. A pause in it holds at once.
+    pub(crate) fn update(&self, parameters: Parameters, now: Instant) -> u64 {
+        self.put(|state| {
+            state.paused = parameters.paused.unwrap_or(state.paused);
+            state.waiting.update += 1;
+            state.waiting.parameters.merge(parameters);
+            state.waiting.arrived = Some(now);
+            state.waiting.update
+        })
+    }
+
+    pub(crate) fn reset(&self, now: Instant) {
+        self.update(Parameters { reset_cache: Some(true), ..Parameters::default() }, now);
+    }
+
+    pub(crate) fn pause(&self, paused: bool) {
+        self.put(|state| state.paused = paused);
+    }
+
+    pub(crate) fn viewer(&self, watching: bool, now: Instant) {
+        self.put(|state| state.viewers.set(watching, now));
+    }
+
+    /// The answer of the call in flight.
+    pub(crate) fn deliver(&self, outcome: Outcome) {
+        self.put(|state| state.outcome = Some(outcome));
+    }
+
+    /// The first ending counts.
+    pub(crate) fn end(&self, ending: Ending) {
+        self.put(|state| state.ending.get_or_insert(ending).clone());
+    }
+
+    /// Everything that waits; afterwards nothing does.
+    pub(crate) fn drain(&self) -> Drained {
+        let mut state = self.lock();
+        let update = state.waiting.update;
+        std::mem::replace(&mut state.waiting, Drained { update, ..Drained::default() })
+    }
+
+    /// Whether an update that waits asks for a hard cut, so that the chunk in hand would never be seen.
+    pub(crate) fn wants_reset(&self) -> bool {
+        self.lock().waiting.parameters.reset_cache == Some(true)
+    }
+
+    pub(crate) fn should_pause(&self, now: Instant) -> bool {
+        let state = self.lock();
+        state.paused || state.viewers.attendance(now) == Attendance::Paused
+    }
+
+    /// # Errors
+    /// Why the session must end.
+    pub(crate) fn check(&self, now: Instant) -> Result<(), Ending> {
+        let state = self.lock();
+        match &state.ending {
+            Some(ending) => Err(ending.clone()),
+            None if state.viewers.attendance(now) == Attendance::Over => Err(Ending::NobodyWatches),
+            None => Ok(()),
+        }
+    }
+
+    /// Waits until something is put in, at most for `limit`.
+    pub(crate) fn wait(&self, limit: Duration) {
+        // A change between two looks of the caller would be missed; so nobody waits long here.
+        let limit = limit.min(Duration::from_millis(50));
+        drop(self.changed.wait_timeout(self.lock(), limit));
+    }
+
+    /// Waits for the answer of the call in flight.
+    ///
+    /// # Errors
+    /// Why the session must end meanwhile.
+    pub(crate) fn outcome(&self, until: Instant) -> Result<Outcome, Ending> {
+        let mut state = self.lock();
+        loop {
+            let now = Instant::now();
+            if let Some(ending) = &state.ending {
+                return Err(ending.clone());
+            }
+            if let Some(outcome) = state.outcome.take() {
+                return Ok(outcome);
+            }
+            if now >= until {
+                let error = Error::new(Reason::BudgetSpent, "the mesh client did not answer in time");
+                return Ok(Outcome::failed(error));
+            }
+            let left = (until - now).min(Duration::from_secs(1));
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Forgets an answer that came too late.
+    pub(crate) fn forget_outcome(&self) {
+        self.lock().outcome = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PATIENCE: Patience =
+        Patience { pause_after: Duration::from_secs(10), end_after: Duration::from_secs(60) };
+
+    fn mailbox() -> Mailbox {
+        Mailbox::new(Parameters::default(), PATIENCE, Instant::now())
+    }
+
+    fn seed(seed: u64) -> Parameters {
+        Parameters { base_seed: Some(seed), ..Parameters::default() }
+    }
+
+    #[test]
+    fn all_updates_that_wait_are_taken_as_one_and_the_last_value_wins() {
+        let (mailbox, now) = (mailbox(), Instant::now());
+        mailbox.drain();
+        mailbox.update(seed(1), now);
+        mailbox.reset(now);
+        let last = mailbox.update(seed(2), now);
+        let drained = mailbox.drain();
+        assert_eq!((drained.update, drained.parameters.base_seed), (last, Some(2)));
+        assert_eq!(drained.parameters.reset_cache, Some(true), "a one-shot is kept");
+        let drained = mailbox.drain();
+        assert_eq!((drained.update, drained.arrived), (last, None));
+        assert!(drained.parameters.is_empty());
+    }
+
+    #[test]
+    fn a_pause_holds_at_once_whether_asked_for_by_control_or_parameters() {
+        let (mailbox, now) = (mailbox(), Instant::now());
+        mailbox.update(Parameters { paused: Some(true), ..Parameters::default() }, now);
+        assert!(mailbox.should_pause(now));
+        mailbox.pause(false);
+        assert!(!mailbox.should_pause(now));
+    }
+
+    #[test]
+    fn a_session_that_nobody_watches_pauses_and_ends() {
+        let (mailbox, now) = (mailbox(), Instant::now());
+        assert!(mailbox.should_pause(now + Duration::from_secs(20)));
+        assert_eq!(mailbox.check(now + Duration::from_secs(70)), Err(Ending::NobodyWatches));
+        mailbox.viewer(true, now);
+        assert_eq!(mailbox.check(now + Duration::from_secs(70)), Ok(()));
+    }
+
+    #[test]
+    fn the_first_reason_to_end_counts() {
+        let mailbox = mailbox();
+        mailbox.end(Ending::Asked("bye".to_owned()));
+        mailbox.end(Ending::NobodyWatches);
+        assert_eq!(mailbox.check(Instant::now()), Err(Ending::Asked("bye".to_owned())));
+    }
+}

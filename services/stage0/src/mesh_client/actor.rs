@@ -1,0 +1,313 @@
+//! The actor: requests, answers and tensors move here; nothing is decided.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use bus::Bus;
+use contract::envelope::{Action as Ask, HelloReply, Reply, ResultV1};
+use contract::error::{Error, Reason};
+use contract::ids::{CallId, CellId, InstanceId};
+use contract::model::ModelInfo;
+use contract::{Budget, Deadline, subjects};
+use futures_util::future::BoxFuture;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use latents::LatentLink;
+use mesh::controller::{Action, Controller, Input};
+use mesh::{DigestCache, Ticket, Timing};
+use runtime::{ExitCode, Shutdown, metric_names};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::MissedTickBehavior;
+use tracing::{error, info, warn};
+
+use super::transfer::Placed;
+use super::{Done, Job, MeshHandle, MeshView, Order, Outcome};
+use crate::call_budget::CallBudget;
+use crate::cell::Cell;
+
+/// Conditionings that the mesh is taken to hold. It says so when it does not, and gets the tensor then.
+const CONDITIONINGS: usize = 8;
+/// Orders that may wait.
+const ORDERS: usize = 4;
+/// Added to a call's budget for the way to it and back.
+const SLACK: Duration = Duration::from_secs(2);
+
+pub(crate) struct Settings {
+    pub cell_id: CellId,
+    pub instance: InstanceId,
+    pub model: ModelInfo,
+    pub budget: CallBudget,
+    /// Jobs that may wait: one for each session.
+    pub sessions: u32,
+}
+
+/// Starts the actor. It ends with [`MeshHandle::bye`] or with the last handle.
+pub(crate) fn start(settings: Settings, bus: Bus, cell: Cell, shutdown: Shutdown) -> MeshHandle {
+    let (jobs_in, jobs) = mpsc::channel(settings.sessions.max(1) as usize);
+    let (orders_in, orders) = mpsc::channel(ORDERS);
+    let view = MeshView {
+        waiting_for: Some("mesh: no leader".to_owned()),
+        lease: None,
+        session_slots: 0,
+        patience: settings.budget.budget() + SLACK,
+    };
+    let (view_in, view) = watch::channel(view);
+    let actor = Actor {
+        controller: Controller::new(settings.instance, Timing::default()),
+        settings,
+        bus,
+        cell,
+        shutdown,
+        link: None,
+        known: DigestCache::new(CONDITIONINGS),
+        current: None,
+        tickets: 0,
+        refused: None,
+        session_slots: 0,
+        answers: FuturesUnordered::new(),
+        view: view_in,
+    };
+    tokio::spawn(actor.run(jobs, orders));
+    MeshHandle { jobs: jobs_in, orders: orders_in, view }
+}
+
+struct Current {
+    ticket: Ticket,
+    placed: Placed,
+    sent: Instant,
+    /// The mesh did not hold the conditioning, so the job is on its second try.
+    retried: bool,
+}
+
+type Answer = (CallId, Result<Reply, Error>);
+
+struct Actor {
+    settings: Settings,
+    controller: Controller,
+    bus: Bus,
+    cell: Cell,
+    shutdown: Shutdown,
+    link: Option<Box<dyn LatentLink>>,
+    known: DigestCache<()>,
+    current: Option<Current>,
+    tickets: u64,
+    /// Why there is no lease.
+    refused: Option<Error>,
+    session_slots: u32,
+    answers: FuturesUnordered<BoxFuture<'static, Answer>>,
+    view: watch::Sender<MeshView>,
+}
+
+impl Actor {
+    async fn run(
+        mut self,
+        mut jobs: mpsc::Receiver<Job>,
+        mut orders: mpsc::Receiver<(Order, oneshot::Sender<()>)>,
+    ) {
+        let mut tick = tokio::time::interval(Timing::default().tick);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let free = self.current.is_none() && self.controller.quarantined().is_none();
+            tokio::select! {
+                biased;
+                order = orders.recv() => match order {
+                    Some((Order::Shutdown { reason }, done)) => {
+                        self.step(Input::Shutdown { reason });
+                        self.drain_answers().await;
+                        let _ = done.send(());
+                    }
+                    Some((Order::Bye, done)) => {
+                        self.step(Input::Bye);
+                        self.drain_answers().await;
+                        let _ = done.send(());
+                        return;
+                    }
+                    None => return,
+                },
+                Some((call, result)) = self.answers.next(), if !self.answers.is_empty() => {
+                    self.step(Input::Answered { call, result: Box::new(result) });
+                }
+                _ = tick.tick() => self.tick(),
+                Some(job) = jobs.recv(), if free => self.begin(job, false),
+            }
+            self.show();
+        }
+    }
+
+    /// Waits for what is under way; each request has its own deadline.
+    async fn drain_answers(&mut self) {
+        while let Some((call, result)) = self.answers.next().await {
+            self.step(Input::Answered { call, result: Box::new(result) });
+        }
+    }
+
+    fn tick(&mut self) {
+        if let Some(epoch) = self.cell.leader(Instant::now()).and_then(|leader| leader.epoch) {
+            self.step(Input::Mesh { epoch });
+        }
+        self.step(Input::Tick);
+    }
+
+    fn begin(&mut self, job: Job, retried: bool) {
+        let Some(link) = self.link.as_deref_mut().filter(|_| self.controller.attached().is_some()) else {
+            let text = format!("the mesh takes no calls: {}", self.waiting_for().unwrap_or_default());
+            job.mailbox.deliver(Outcome::failed(Error::new(Reason::Recovering, text)));
+            return;
+        };
+        let digest = job.infer.conditioning.clone();
+        let with_conditioning = retried || self.known.touch(&digest).is_none();
+        let placed = match Placed::write(job, link, with_conditioning) {
+            Ok(placed) => placed,
+            Err((job, error)) => return job.mailbox.deliver(Outcome::failed(error)),
+        };
+        self.known.insert(digest, ());
+        self.tickets += 1;
+        let (ticket, sent) = (Ticket(self.tickets), Instant::now());
+        let infer = Box::new(placed.job.infer.clone());
+        let deadline = sent + self.settings.budget.budget();
+        self.current = Some(Current { ticket, placed, sent, retried });
+        self.step(Input::Infer { ticket, infer, deadline });
+    }
+
+    fn step(&mut self, input: Input) {
+        let mut inputs = VecDeque::from([input]);
+        while let Some(input) = inputs.pop_front() {
+            for action in self.controller.handle(Instant::now(), input) {
+                inputs.extend(self.perform(action));
+            }
+        }
+    }
+
+    fn perform(&mut self, action: Action) -> Option<Input> {
+        match action {
+            Action::Send { envelope, deadline } => {
+                let subject = subjects::mesh_call(&self.settings.cell_id, envelope.mesh_epoch);
+                let left = Budget::from(deadline.saturating_duration_since(Instant::now()));
+                let deadline = Deadline::after(Instant::now(), left);
+                let bus = self.bus.clone();
+                self.answers.push(Box::pin(async move {
+                    let started = Instant::now();
+                    let result = bus.request::<_, Reply>(&subject, &envelope, deadline).await;
+                    measure(&envelope.action, &result, started.elapsed());
+                    (envelope.call_id, result)
+                }));
+            }
+            Action::Attach(hello) => {
+                let result = self.attach(&hello);
+                return Some(Input::Attached { lease: hello.lease, result });
+            }
+            Action::Ready(hello) => {
+                info!(lease = %hello.lease, world_size = %hello.world_size, "the mesh takes calls");
+                self.session_slots = hello.session_slots;
+                self.refused = None;
+            }
+            Action::Refused(error) => {
+                self.link = None;
+                self.refused = Some(error);
+            }
+            Action::Lost(error) => {
+                warn!(%error, "the lease on the mesh is lost");
+                self.link = None;
+                self.refused = Some(error);
+            }
+            Action::Deliver { ticket, result } => self.deliver(ticket, result),
+            Action::Quarantine { call } => {
+                warn!(%call, "a call went unanswered: its link slots are in quarantine");
+                if let (Some(link), Some(current)) = (&mut self.link, &self.current) {
+                    link.quarantine(&current.placed.slots());
+                }
+            }
+            Action::Release { call } => {
+                info!(%call, "the mesh is done with the call");
+                if let Some(link) = &mut self.link {
+                    link.unquarantine_all();
+                }
+            }
+            Action::Exit { code, reason } => {
+                error!(reason, "fenced off");
+                let code = match code {
+                    mesh::ExitCode::Asked => ExitCode::Stopped,
+                    mesh::ExitCode::Failed => ExitCode::Failed,
+                    mesh::ExitCode::Configuration => ExitCode::Config,
+                    mesh::ExitCode::Orphaned => ExitCode::Orphaned,
+                    mesh::ExitCode::NeedsRestart => ExitCode::NeedsRestart,
+                };
+                self.shutdown.begin(code, reason);
+            }
+        }
+        None
+    }
+
+    /// The lease is granted: what it commands must be the model that the latents here are for.
+    fn attach(&mut self, hello: &HelloReply) -> Result<(), Error> {
+        let (own, theirs) = (&self.settings.model.fingerprint, &hello.model.fingerprint);
+        if own != theirs {
+            let text = format!("the mesh holds model {theirs} ({}), stage0 {own}", hello.model.name);
+            self.shutdown.begin(ExitCode::Config, format!("model.weights: {text}"));
+            return Err(Error::new(Reason::WeightsMismatch, text));
+        }
+        self.known.clear();
+        self.link = Some(latents::open(&hello.link)?);
+        Ok(())
+    }
+
+    fn deliver(&mut self, ticket: Ticket, result: Result<Box<ResultV1>, Error>) {
+        let Some(mut current) = self.current.take_if(|current| current.ticket == ticket) else { return };
+        let call = current.sent.elapsed();
+        let quarantined = self.controller.quarantined().is_some();
+        let result = match (result, self.link.as_deref_mut()) {
+            (Ok(result), Some(link)) => current.placed.read(link, &result).map(|latents| {
+                self.settings.budget.record(call);
+                Box::new(Done { latents, result, link: current.placed.took, call })
+            }),
+            (Ok(_), None) => Err(Error::new(Reason::Recovering, "the link to the mesh is gone")),
+            (Err(error), _) => Err(error),
+        };
+        if let Some(link) = self.link.as_deref_mut().filter(|_| !quarantined) {
+            current.placed.give_back(link);
+        }
+        match result {
+            Err(error) if error.reason == Reason::UnknownConditioning && !current.retried => {
+                self.known.clear();
+                self.begin(current.placed.job, true);
+            }
+            result => current.placed.job.mailbox.deliver(Outcome { result }),
+        }
+    }
+
+    fn show(&self) {
+        let budget = self.settings.budget.budget() * (self.settings.sessions + 1);
+        let view = MeshView {
+            waiting_for: self.waiting_for(),
+            lease: self.controller.attached().map(|hello| hello.lease),
+            session_slots: self.session_slots,
+            patience: budget + SLACK,
+        };
+        self.view.send_if_modified(|shown| {
+            let changed = *shown != view;
+            *shown = view;
+            changed
+        });
+    }
+
+    fn waiting_for(&self) -> Option<String> {
+        let Some(leader) = self.cell.leader(Instant::now()) else {
+            return Some("mesh: no leader".to_owned());
+        };
+        if !leader.takes_calls() {
+            let what = leader.waiting_for.unwrap_or_else(|| leader.phase.as_str().to_owned());
+            return Some(format!("mesh: {what}"));
+        }
+        if self.controller.attached().is_none() {
+            let why = self.refused.as_ref().map_or_else(|| "asked for".to_owned(), ToString::to_string);
+            return Some(format!("mesh: lease ({why})"));
+        }
+        self.controller.quarantined().map(|call| format!("mesh: end of call {call}"))
+    }
+}
+
+fn measure(action: &Ask, result: &Result<Reply, Error>, took: Duration) {
+    let outcome = result.as_ref().map_or_else(|error| error.reason.as_str(), |_| "ok");
+    let action = action.as_str();
+    metrics::counter!(metric_names::CALLS, "action" => action, "outcome" => outcome).increment(1);
+    metrics::histogram!(metric_names::CALL_SECONDS, "action" => action).record(took.as_secs_f64());
+}

@@ -1,0 +1,44 @@
+//! Loading what stage 0 runs: text encoder and VAE.
+
+use std::path::Path;
+
+use contract::Error;
+use contract::model::ModelInfo;
+use engine::settings::{DeviceSection, ModelSection};
+use runtime::ConfigError;
+use tch::{Device, Kind};
+use wan::text::{TextEncoder, TokenizerSource};
+use wan::vae::Vae;
+use wan::weights::{Component, Weights};
+
+use crate::studio::Studio;
+
+/// # Errors
+/// The key that names something that cannot be had, and why.
+pub(crate) fn load(model: &ModelSection, device: DeviceSection) -> Result<(ModelInfo, Studio), ConfigError> {
+    let at = |key: &'static str| move |e: Error| ConfigError::new(key, e.message);
+    let refused = |e: &dyn std::fmt::Display| ConfigError::new("model.weights", e.to_string());
+    let config = model.config().map_err(at("model.name"))?;
+    let weights = model.weights().map_err(at("model.weights"))?;
+    let device = device.kind.resolve().map_err(at("device.kind"))?;
+    let kind = if device == Device::Cpu { Kind::Float } else { Kind::BFloat16 };
+    let text = weights.open(Component::Text).map_err(|e| refused(&e))?;
+    let encoder = TextEncoder::load(&config.text, text.as_ref(), tokenizer(&weights), device, kind)
+        .map_err(|e| refused(&e))?;
+    let source = weights.open(Component::Vae).map_err(|e| refused(&e))?;
+    let vae = Vae::load(&config.vae, source.as_ref(), device, kind).map_err(|e| refused(&e))?;
+    // The generator is not loaded here, but its identity must be the mesh's.
+    let fingerprint = engine::fingerprint(&config, &weights).map_err(at("model.weights"))?;
+    let info = engine::model_info(&config, &fingerprint).map_err(at("model.name"))?;
+    Ok((info, Studio::new(encoder, vae)))
+}
+
+fn tokenizer(weights: &Weights) -> TokenizerSource {
+    match weights {
+        Weights::Synthetic { .. } => TokenizerSource::Bytes,
+        Weights::Checkpoint { path } => {
+            let folder = if path.is_dir() { path } else { path.parent().unwrap_or(Path::new(".")) };
+            TokenizerSource::File(folder.join("tokenizer.json"))
+        }
+    }
+}

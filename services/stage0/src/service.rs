@@ -1,0 +1,175 @@
+//! From configuration to a running stage 0, and back down.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use bus::{Bus, BusConfig, ServiceInfo};
+use contract::error::{Error, Reason};
+use contract::ids::InstanceId;
+use contract::session::CreateSession;
+use contract::subjects;
+use runtime::config::NatsSection;
+use runtime::{Context, ExitCode, HealthServer, Outcome, Shutdown};
+use tracing::{info, warn};
+
+use crate::call_budget::CallBudget;
+use crate::cell::Cell;
+use crate::config::Config;
+use crate::heartbeat::Heartbeat;
+use crate::ops::Operations;
+use crate::sessions::{Making, Sessions};
+use crate::{events, mesh_client, models};
+
+/// Sessions that may be created at a time.
+const CREATING: usize = 4;
+/// On the way out: for sessions to say goodbye, for their events to be sent, for the mesh to take the lease back.
+const FAREWELL: Duration = Duration::from_millis(2_500);
+const EVENTS: Duration = Duration::from_millis(500);
+const BYE: Duration = Duration::from_millis(500);
+
+/// The body of the process.
+pub(crate) async fn run(context: Context<Config>) -> Outcome {
+    let outcome = tokio::select! {
+        outcome = serve(&context) => outcome,
+        // Still starting: there is nothing to take down.
+        () = context.shutdown.requested() => Ok(None),
+    };
+    match outcome {
+        Ok(None) => Outcome::Stopped,
+        Ok(Some(running)) => {
+            context.shutdown.requested().await;
+            running.stop(&context).await;
+            Outcome::Stopped
+        }
+        Err(outcome) => outcome,
+    }
+}
+
+struct Running {
+    sessions: Sessions,
+    publisher: tokio::task::JoinHandle<()>,
+    _endpoints: Vec<bus::Endpoint>,
+}
+
+async fn serve(context: &Context<Config>) -> Result<Option<Running>, Outcome> {
+    let config = &context.config.value;
+    let common = &config.common;
+    let (shutdown, readiness) = (&context.shutdown, &context.readiness);
+    let http = HealthServer::bind(&common.http).await.map_err(Outcome::from)?;
+    tokio::spawn(http.serve(context.health_router(), shutdown.token()));
+
+    readiness.set_waiting("loading");
+    let (model, device) = (config.model.clone(), config.device);
+    let loading = tokio::task::spawn_blocking(move || models::load(&model, device));
+    let (model, studio) = loading.await.map_err(Outcome::failed)?.map_err(Outcome::from)?;
+    info!(model = model.name, fingerprint = model.fingerprint, "model loaded");
+
+    readiness.set_waiting("broker");
+    let bus = connect(&common.nats, "stage0", shutdown).await?;
+    let media = connect(&common.nats, "stage0-media", shutdown).await?;
+    let instance = InstanceId::random();
+    let cell_id = common.cell.id.clone();
+    let cell = Cell::listen(&bus, &cell_id, shutdown.token()).await.map_err(Outcome::from)?;
+    let budget = CallBudget::new(
+        Duration::from_millis(config.stage0.call_budget_ms),
+        Duration::from_millis(config.stage0.call_budget_floor_ms),
+    );
+    let settings = mesh_client::Settings {
+        cell_id: cell_id.clone(),
+        instance,
+        model: model.clone(),
+        budget,
+        sessions: config.stage0.max_sessions,
+    };
+    let mesh = mesh_client::start(settings, bus.clone(), cell.clone(), shutdown.clone());
+    let service = bus
+        .service(ServiceInfo {
+            name: context.about.name.to_owned(),
+            version: context.about.version.to_owned(),
+            description: context.about.about.to_owned(),
+            metadata: HashMap::from([("cell".to_owned(), cell_id.to_string())]),
+        })
+        .await
+        .map_err(Outcome::from)?;
+
+    let (events_in, queue) = events::queue();
+    let publisher = tokio::spawn(events::publish(bus.clone(), queue));
+    let making = Making {
+        config: config.stage0.clone(),
+        threads: i32::try_from(config.device.threads).unwrap_or(1),
+        model,
+        studio,
+        mesh,
+        media,
+        service: service.clone(),
+    };
+    let sessions = Sessions::new(making, events_in);
+    let of = sessions.clone();
+    let create = move |_, request: CreateSession| {
+        let sessions = of.clone();
+        async move { sessions.create(request).await }
+    };
+    let subject = subjects::session_create(&cell_id);
+    let create = service.serve("session-create", &subject, CREATING, create).await.map_err(Outcome::from)?;
+    let operations = Operations {
+        cell_id: cell_id.clone(),
+        cell: cell.clone(),
+        sessions: sessions.clone(),
+        readiness: readiness.clone(),
+        shutdown: shutdown.clone(),
+    };
+    let mut endpoints = operations.serve(&service).await.map_err(Outcome::from)?;
+    endpoints.push(create);
+    let heartbeat = Heartbeat {
+        bus,
+        cell_id,
+        instance,
+        build: context.about.version.to_owned(),
+        sessions: sessions.clone(),
+        cell,
+        readiness: readiness.clone(),
+    };
+    tokio::spawn(heartbeat.run());
+    Ok(Some(Running { sessions, publisher, _endpoints: endpoints }))
+}
+
+impl Running {
+    async fn stop(self, context: &Context<Config>) {
+        let why = context.shutdown.reason().unwrap_or("asked to");
+        context.readiness.set_waiting("stopping");
+        let ended = self.sessions.close(&Error::new(Reason::SessionEnded, format!("stage0 stops: {why}")));
+        info!(sessions = ended.len(), why, "stopping");
+        self.sessions.none_left(FAREWELL).await;
+        // The last sender of events went with the last session.
+        if tokio::time::timeout(EVENTS, self.publisher).await.is_err() {
+            warn!("not all events were sent");
+        }
+        // Comes after the events on the same connection: its answer means that the broker has those too.
+        self.sessions.mesh().bye(BYE).await;
+    }
+}
+
+/// Tries until there is a connection or the process is asked to stop.
+async fn connect(nats: &NatsSection, name: &str, shutdown: &Shutdown) -> Result<Bus, Outcome> {
+    let config = BusConfig {
+        url: nats.url.clone(),
+        user: nats.user.clone(),
+        password: nats.password.clone().map(Into::into),
+        password_file: nats.password_file.clone(),
+        creds_file: nats.creds_file.clone(),
+        tls_ca_file: nats.tls_ca_file.clone(),
+        connect_timeout_ms: nats.connect_timeout_ms,
+    };
+    loop {
+        match Bus::connect(&config, name).await {
+            Ok(bus) => return Ok(bus),
+            Err(error) if error.reason == Reason::BrokerUnavailable && !shutdown.is_requested() => {
+                warn!(%error, detail = error.detail, "waiting for the broker");
+            }
+            Err(error) => {
+                let detail = error.detail.clone().unwrap_or_default();
+                return Err(Outcome::fatal(ExitCode::Config, format!("nats: {error} {detail}")));
+            }
+        }
+    }
+}

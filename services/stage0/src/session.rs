@@ -1,0 +1,244 @@
+//! A session: the actor that owns its state, and the chunk loop (DESIGN section 7). It runs on a thread of its own.
+//!
+//! While the mesh makes chunk k + 1, chunk k is decoded here. Only what the call for k + 1 needs of chunk k, its *head*,
+//! comes before that call.
+
+mod chunk;
+mod report;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use contract::error::{Error, Reason};
+use contract::event::{Event, SessionState};
+use contract::ids::SessionSlot;
+use contract::model::ModelInfo;
+use contract::params::Parameters;
+use tracing::{info, info_span, warn};
+use wan::vae::DecoderStream;
+
+use crate::events::Events;
+use crate::history::History;
+use crate::mailbox::{Ending, Mailbox};
+use crate::media::Stream;
+use crate::mesh_client::MeshHandle;
+use crate::output::Output;
+use crate::pacer::RateMeter;
+use crate::prompt::PromptState;
+use crate::settings::Settings;
+use crate::studio::Studio;
+use chunk::{Arrived, Started};
+
+pub(crate) use report::Shown;
+
+/// Failed calls in a row that end a session.
+const FAULTS: u32 = 3;
+
+/// Everything a session works with.
+pub(crate) struct Parts {
+    pub stream: Stream,
+    pub slot: SessionSlot,
+    pub model: ModelInfo,
+    pub studio: Studio,
+    pub mesh: MeshHandle,
+    pub mailbox: Arc<Mailbox>,
+    pub output: Output,
+    pub events: Events,
+    pub shown: Shown,
+    /// Torch threads of the chunk loop.
+    pub threads: i32,
+    /// How long a session waits for a mesh that is gone.
+    pub recovery: Duration,
+}
+
+/// Why the chunk loop stops.
+enum Stop {
+    Ending(Ending),
+    Fault(Error),
+}
+
+impl From<Ending> for Stop {
+    fn from(ending: Ending) -> Self {
+        Self::Ending(ending)
+    }
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        Self::Fault(error)
+    }
+}
+
+/// Runs a session to its end, and tells the end. Blocks.
+pub(crate) fn run(parts: Parts) {
+    let (events, shown, session) = (parts.events.clone(), parts.shown.clone(), parts.stream.session);
+    let span = info_span!("session", %session);
+    let _entered = span.enter();
+    // libtorch counts its threads per calling thread.
+    tch::set_num_threads(parts.threads);
+    let stop =
+        match catch_unwind(AssertUnwindSafe(|| Session::new(parts).and_then(|mut session| session.stream())))
+        {
+            Ok(Ok(never)) => match never {},
+            Ok(Err(stop)) => stop,
+            Err(panic) => Stop::Fault(
+                Error::new(Reason::Internal, "the session failed")
+                    .detail(panic_text(panic.as_ref()).to_owned()),
+            ),
+        };
+    let error = match stop {
+        Stop::Ending(Ending::Asked(reason)) => {
+            info!(reason, "the session ended");
+            None
+        }
+        Stop::Ending(Ending::NobodyWatches) => Some(Error::new(Reason::SessionEnded, "nobody was watching")),
+        Stop::Ending(Ending::Process(error)) | Stop::Fault(error) => Some(error),
+    };
+    if let Some(error) = &error {
+        warn!(%error, detail = error.detail, "the session ended");
+    }
+    shown.state(SessionState::Ended);
+    events.state(SessionState::Ended, error.as_ref());
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    let owned = panic.downcast_ref::<String>().map(String::as_str);
+    owned.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("panic")
+}
+
+struct Session {
+    parts: Parts,
+    history: History,
+    settings: Settings,
+    prompts: Option<PromptState>,
+    decoder: DecoderStream,
+    rate: RateMeter,
+    state: SessionState,
+    faults: u32,
+    transition_active: bool,
+}
+
+impl Session {
+    fn new(parts: Parts) -> Result<Self, Stop> {
+        parts.events.state(SessionState::Starting, None);
+        Ok(Self {
+            history: History::new(&parts.model),
+            settings: Settings::new(&parts.model),
+            prompts: None,
+            decoder: DecoderStream::new(),
+            rate: RateMeter::default(),
+            state: SessionState::Starting,
+            faults: 0,
+            transition_active: false,
+            parts,
+        })
+    }
+
+    /// The chunk loop. Never more than two chunks are in hand: one that the mesh makes, one that is decoded.
+    fn stream(&mut self) -> Result<std::convert::Infallible, Stop> {
+        let mut arrived: Option<Arrived> = None;
+        loop {
+            // With a reset waiting, nobody will ever see the chunk that just came.
+            let kept = arrived.take().filter(|_| !self.parts.mailbox.wants_reset());
+            let mut decoding = kept.map(|chunk| self.decode_head(chunk)).transpose()?;
+            if self.must_wait(Instant::now()) {
+                if let Some(decoding) = decoding.as_mut() {
+                    self.decode_rest(decoding, Instant::now())?;
+                }
+                self.wait_to_start()?;
+            }
+            let started = self.start(decoding.as_ref())?;
+            if let Some(decoding) = decoding.as_mut().filter(|_| !started.is_cut()) {
+                self.decode_rest(decoding, started.at())?;
+            }
+            arrived = Some(self.complete(started)?);
+        }
+    }
+
+    fn must_wait(&self, now: Instant) -> bool {
+        self.parts.mailbox.should_pause(now) || !self.parts.mesh.is_ready()
+    }
+
+    /// Until nobody wants a pause any more and the mesh takes calls.
+    fn wait_to_start(&mut self) -> Result<(), Stop> {
+        let mut mesh_gone = None;
+        loop {
+            let now = Instant::now();
+            self.parts.mailbox.check(now)?;
+            let paused = self.parts.mailbox.should_pause(now);
+            self.parts.output.pause(paused);
+            if paused {
+                mesh_gone = None;
+                self.set_state(SessionState::Paused, None);
+            } else if !self.parts.mesh.is_ready() {
+                let waits_for = self.parts.mesh.waiting_for();
+                let error = Error::new(Reason::Recovering, format!("the mesh is not ready: {waits_for}"));
+                self.set_state(SessionState::Recovering, Some(&error));
+                let since = *mesh_gone.get_or_insert(now);
+                if now.saturating_duration_since(since) > self.parts.recovery {
+                    return Err(error.into());
+                }
+            } else {
+                self.rate.pause();
+                return Ok(());
+            }
+            self.parts.mailbox.wait(Duration::from_millis(50));
+        }
+    }
+
+    /// Waits for the chunk, again and again where a call fails and the history can go on.
+    fn complete(&mut self, mut started: Started) -> Result<Arrived, Stop> {
+        loop {
+            let until = Instant::now() + self.parts.mesh.patience();
+            let outcome = self.parts.mailbox.outcome(until)?;
+            match outcome.result {
+                Ok(done) => {
+                    self.faults = 0;
+                    self.history.completed();
+                    self.set_state(SessionState::Streaming, None);
+                    return Ok(started.arrived(*done)?);
+                }
+                Err(error) => self.call_failed(&error)?,
+            }
+            self.wait_to_start()?;
+            if started.is_cut() || self.parts.model.recompute {
+                self.resend(&mut started)?;
+            } else {
+                // The cache cannot be rebuilt: another history begins.
+                started = self.start(None)?;
+            }
+        }
+    }
+
+    fn call_failed(&mut self, error: &Error) -> Result<(), Stop> {
+        self.faults += 1;
+        warn!(%error, detail = error.detail, faults = self.faults, "a call failed");
+        metrics::counter!(runtime::metric_names::CHUNKS, "outcome" => error.reason.as_str()).increment(1);
+        self.history.interrupted();
+        self.parts.events.error(error);
+        if self.faults >= FAULTS { Err(error.clone().into()) } else { Ok(()) }
+    }
+
+    fn set_state(&mut self, state: SessionState, error: Option<&Error>) {
+        if self.state != state {
+            self.state = state;
+            self.parts.shown.state(state);
+            self.parts.events.state(state, error);
+        }
+    }
+
+    fn applied(&mut self, started: &Started, update: u64, changed: Parameters, any: bool) {
+        let ended = self.transition_active && !started.transition_active();
+        self.transition_active = started.transition_active();
+        if any || ended {
+            self.parts.events.send(Event::Applied {
+                update,
+                chunk_index: started.position().chunk_index,
+                cache_epoch: started.position().cache_epoch,
+                changed: Box::new(changed),
+                transition_active: self.transition_active,
+            });
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! The sessions of this process: admission, their endpoints, and their end.
+
+mod endpoints;
+mod live;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bus::{Bus, Service};
+use contract::CONTRACT_VERSION;
+use contract::error::{Error, Reason};
+use contract::event::{ChunkTimings, SessionEvent};
+use contract::ids::{SessionId, SessionSlot};
+use contract::model::ModelInfo;
+use contract::ops::SessionReport;
+use contract::session::{CreateSession, SessionCreated};
+use runtime::metric_names;
+use tokio::sync::{mpsc, watch};
+use tracing::info;
+
+use crate::config::Stage0Section;
+use crate::mailbox::Ending;
+use crate::mesh_client::MeshHandle;
+use crate::studio::Studio;
+use live::Live;
+
+/// What sessions are made with.
+pub(crate) struct Making {
+    pub config: Stage0Section,
+    pub threads: i32,
+    pub model: ModelInfo,
+    pub studio: Studio,
+    pub mesh: MeshHandle,
+    /// A connection of its own: a slow viewer never delays control.
+    pub media: Bus,
+    pub service: Service,
+}
+
+struct State {
+    live: HashMap<SessionId, Live>,
+    /// Why no session is taken any more.
+    closed: Option<Error>,
+    /// Dropped when closed, so that the publisher ends once the last session has.
+    events: Option<mpsc::Sender<SessionEvent>>,
+}
+
+/// Clones are the same sessions.
+#[derive(Clone)]
+pub(crate) struct Sessions(Arc<Inner>);
+
+struct Inner {
+    making: Making,
+    state: Mutex<State>,
+    count: watch::Sender<usize>,
+}
+
+impl Sessions {
+    pub(crate) fn new(making: Making, events: mpsc::Sender<SessionEvent>) -> Self {
+        let state = State { live: HashMap::new(), closed: None, events: Some(events) };
+        Self(Arc::new(Inner { making, state: Mutex::new(state), count: watch::Sender::new(0) }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sessions at a time: what is configured, or what the mesh has slots for.
+    pub(crate) fn capacity(&self) -> u32 {
+        let configured = self.0.making.config.max_sessions;
+        match self.0.making.mesh.view().session_slots {
+            0 => configured,
+            slots => configured.min(slots),
+        }
+    }
+
+    pub(crate) fn model(&self) -> &ModelInfo {
+        &self.0.making.model
+    }
+
+    pub(crate) fn mesh(&self) -> &MeshHandle {
+        &self.0.making.mesh
+    }
+
+    pub(crate) fn reports(&self) -> Vec<SessionReport> {
+        let mut reports: Vec<_> = self.lock().live.values().map(|live| live.shown.report()).collect();
+        reports.sort_by_key(|report| report.session);
+        reports
+    }
+
+    /// Timings of the chunk that was sent last, and the frame rate, of any session.
+    pub(crate) fn last_chunk(&self) -> Option<(ChunkTimings, f32)> {
+        self.lock().live.values().find_map(|live| Some((live.shown.timings()?, live.shown.report().fps)))
+    }
+
+    /// Creates a session and starts it.
+    ///
+    /// # Errors
+    /// What is wrong with the request, or why no session can be had now. Nothing was started then.
+    pub(crate) async fn create(&self, request: CreateSession) -> Result<SessionCreated, Error> {
+        let session = request.session;
+        let created = self.try_create(request).await;
+        match &created {
+            Ok(created) => info!(%session, size = %created.size, "session created"),
+            Err(error) => {
+                info!(%session, %error, "session refused");
+                metrics::counter!(metric_names::SESSIONS_REFUSED, "reason" => error.reason.as_str())
+                    .increment(1);
+            }
+        }
+        created
+    }
+
+    async fn try_create(&self, request: CreateSession) -> Result<SessionCreated, Error> {
+        if request.version != CONTRACT_VERSION {
+            let text =
+                format!("session request version {}: {CONTRACT_VERSION} is spoken here", request.version);
+            return Err(Error::new(Reason::UnsupportedVersion, text));
+        }
+        request.parameters.validate()?;
+        let model = &self.0.making.model;
+        let no_size = || Error::new(Reason::UnsupportedSize, "this cell serves no size");
+        let size = request.size.or(model.default_size()).ok_or_else(no_size)?;
+        model.check_size(size)?;
+        if let Some(what) = self.0.making.mesh.view().waiting_for {
+            return Err(Error::new(Reason::NotReady, format!("the cell waits for {what}")));
+        }
+        let created = SessionCreated { session: request.session, incarnation: request.incarnation, size };
+        let session = request.session;
+        let ended = self.admit(request, size)?;
+        if let Err(error) = endpoints::serve(self, session).await {
+            self.end(session, Ending::Process(error.clone()));
+            return Err(error);
+        }
+        let sessions = self.clone();
+        tokio::spawn(async move {
+            let _ = ended.await;
+            sessions.remove(session);
+        });
+        Ok(created)
+    }
+
+    /// Takes a slot and starts the session, or says why not.
+    fn admit(
+        &self,
+        request: CreateSession,
+        size: contract::model::Size,
+    ) -> Result<tokio::sync::oneshot::Receiver<()>, Error> {
+        let capacity = self.capacity();
+        let mut state = self.lock();
+        if let Some(closed) = &state.closed {
+            return Err(closed.clone());
+        }
+        if state.live.contains_key(&request.session) {
+            let text = format!("session {} is running here", request.session);
+            return Err(Error::new(Reason::SessionExists, text));
+        }
+        let taken = |slot: &u32| state.live.values().any(|live| live.slot == SessionSlot(*slot));
+        let free = (0..capacity).find(|slot| !taken(slot));
+        let slot = free.ok_or_else(|| {
+            Error::new(
+                Reason::TooManySessions,
+                format!("{capacity} sessions run, which is all this cell takes"),
+            )
+        })?;
+        let events = state.events.clone().ok_or_else(|| Error::new(Reason::Draining, "stage0 stops"))?;
+        let session = request.session;
+        let (live, ended) = live::start(&self.0.making, request, size, SessionSlot(slot), events)?;
+        state.live.insert(session, live);
+        self.count(&state);
+        Ok(ended)
+    }
+
+    fn count(&self, state: &State) {
+        let count = state.live.len();
+        metrics::gauge!(metric_names::SESSIONS).set(count as f64);
+        self.0.count.send_replace(count);
+    }
+
+    fn remove(&self, session: SessionId) {
+        let mut state = self.lock();
+        // The endpoints end when dropped.
+        let _gone = state.live.remove(&session);
+        self.count(&state);
+    }
+
+    /// # Errors
+    /// `no_such_session`.
+    fn with<R>(&self, session: SessionId, act: impl FnOnce(&mut Live) -> R) -> Result<R, Error> {
+        let mut state = self.lock();
+        let live = state.live.get_mut(&session);
+        live.map(act)
+            .ok_or_else(|| Error::new(Reason::NoSuchSession, format!("no session {session} runs here")))
+    }
+
+    fn end(&self, session: SessionId, ending: Ending) {
+        let _ = self.with(session, |live| live.mailbox.end(ending));
+    }
+
+    /// Restarts the history of one session, or of all. Returns whose.
+    ///
+    /// # Errors
+    /// `no_such_session`.
+    pub(crate) fn reset(&self, session: Option<SessionId>) -> Result<Vec<SessionId>, Error> {
+        if let Some(session) = session {
+            self.with(session, |live| live.mailbox.reset(Instant::now()))?;
+            return Ok(vec![session]);
+        }
+        let state = self.lock();
+        state.live.values().for_each(|live| live.mailbox.reset(Instant::now()));
+        Ok(state.live.keys().copied().collect())
+    }
+
+    /// Nobody watches any more, as far as anyone knows.
+    pub(crate) fn viewers_are_gone(&self) {
+        self.lock().live.values().for_each(|live| live.mailbox.viewer(false, Instant::now()));
+    }
+
+    /// Takes no more sessions and ends those that run, each with `error` as its last event. Returns whose.
+    pub(crate) fn close(&self, error: &Error) -> Vec<SessionId> {
+        let mut state = self.lock();
+        state.closed.get_or_insert_with(|| error.clone());
+        state.events = None;
+        state.live.values().for_each(|live| live.mailbox.end(Ending::Process(error.clone())));
+        state.live.keys().copied().collect()
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.lock().closed.is_some()
+    }
+
+    /// Until no session runs, at most for `limit`.
+    pub(crate) async fn none_left(&self, limit: Duration) {
+        let mut count = self.0.count.subscribe();
+        let _ = tokio::time::timeout(limit, count.wait_for(|count| *count == 0)).await;
+    }
+}
