@@ -1,8 +1,7 @@
-//! Waiting for peers without burning a core: spin while a running peer would answer, then give way, then sleep.
+//! Waiting for peers without burning a core: spin while a running peer would answer, then sleep.
 
 use std::hint;
 use std::sync::atomic::{Ordering, fence};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::thread::futex;
@@ -10,10 +9,9 @@ use rustix::thread::futex;
 use super::layout::Layout;
 use super::poison;
 
-/// A peer that is already in the call answers within this.
-const SPIN: Duration = Duration::from_micros(20);
-/// Other processes share the cores: after this a wake-up costs less than the time it takes from them.
-const YIELD: Duration = Duration::from_micros(80);
+/// A peer that is already in the call answers within this. Where ranks share their cores with other processes, every
+/// longer spin, and any yielding, only delays the peer: 33 us a call instead of 75 with four busy processes on 2 cores.
+const SPIN: Duration = Duration::from_micros(5);
 /// Longest sleep. Wake-ups are not lost, so this only bounds what a peer that breaks the protocol can do.
 const PARK: Duration = Duration::from_millis(50);
 const LOOKS_PER_CLOCK: u32 = 64;
@@ -53,11 +51,8 @@ pub(super) fn until(
         if now >= deadline {
             return Err(Stop::Late);
         }
-        let waited = now - start;
-        if waited >= YIELD {
+        if now - start >= SPIN {
             park(layout, rank, (deadline - now).min(PARK), &ready);
-        } else if waited >= SPIN {
-            thread::yield_now();
         }
     }
 }
