@@ -17,7 +17,7 @@ pub struct Timing {
     pub join_retry: Duration,
     /// A worker that waits for its rank and does not ask again within this time is forgotten.
     pub join_forget: Duration,
-    /// An assigned worker must open its liveness socket within this time.
+    /// An assigned worker must open its liveness socket, and the ranks meet, within this time.
     pub connect: Duration,
     /// Plan, go and cancel are sent again after this long without an answer.
     pub resend: Duration,
@@ -47,7 +47,7 @@ impl Default for Timing {
             orphan_grace: Duration::from_secs(120),
             join_retry: Duration::from_millis(250),
             join_forget: Duration::from_secs(2),
-            connect: Duration::from_secs(5),
+            connect: Duration::from_secs(10),
             resend: Duration::from_millis(250),
             plan: Duration::from_secs(2),
             load: Duration::from_secs(120),

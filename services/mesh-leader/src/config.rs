@@ -1,0 +1,51 @@
+use bus::BusConfig;
+use contract::Error;
+use engine::check_world_size;
+use engine::settings::{DOCS, DeviceSection, MeshSection, ModelSection};
+use runtime::config::{NatsSection, Provenance};
+use runtime::{Common, ConfigError, ServiceConfig};
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct LeaderSettings {
+    #[serde(flatten)]
+    pub(crate) common: Common,
+    pub(crate) model: ModelSection,
+    pub(crate) mesh: MeshSection,
+    pub(crate) device: DeviceSection,
+}
+
+impl ServiceConfig for LeaderSettings {
+    const DOCS: &'static [(&'static str, &'static str)] = DOCS;
+
+    fn common(&self) -> &Common {
+        &self.common
+    }
+
+    fn validate(&self, provenance: &Provenance) -> Result<(), ConfigError> {
+        let at = |key: &'static str| move |e: Error| provenance.refuse(key, e.message);
+        let model = self.model.config().map_err(at("model.name"))?;
+        self.model.weights().map_err(at("model.weights"))?;
+        self.device.kind.resolve().map_err(at("device.kind"))?;
+        let world_size = self.mesh.world_size().map_err(at("mesh.world_size"))?;
+        check_world_size(&model, world_size).map_err(at("mesh.world_size"))?;
+        self.mesh.plan().map_err(at("mesh.tp_plan"))?;
+        if self.mesh.session_slots == 0 {
+            return Err(provenance.refuse("mesh.session_slots", "0: at least 1 is needed"));
+        }
+        Ok(())
+    }
+}
+
+pub(crate) fn bus_config(nats: &NatsSection) -> BusConfig {
+    BusConfig {
+        url: nats.url.clone(),
+        user: nats.user.clone(),
+        password: nats.password.clone().map(Into::into),
+        password_file: nats.password_file.clone(),
+        creds_file: nats.creds_file.clone(),
+        tls_ca_file: nats.tls_ca_file.clone(),
+        connect_timeout_ms: nats.connect_timeout_ms,
+    }
+}

@@ -1,0 +1,152 @@
+//! Builds the worker's parts, runs them, and says how it ended.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bus::{Bus, ServiceInfo};
+use contract::{Error, InstanceId, Reason};
+use engine::Engine;
+use engine::settings::RankSettings;
+use mesh::worker::{Worker, WorkerConfig};
+use runtime::{Context, ExitCode, HealthServer, Outcome};
+use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::board::Board;
+use crate::config::{WorkerSettings, bus_config};
+use crate::driver::{Driver, DriverState, Ended};
+use crate::status::Reporter;
+
+/// Events that wait for the driver.
+const QUEUE: usize = 256;
+/// Pause between attempts to reach the broker.
+const RECONNECT: Duration = Duration::from_millis(250);
+/// The longest that leaving may take after the machine has ended.
+const LEAVE: Duration = Duration::from_secs(1);
+
+pub(crate) async fn run(context: Context<WorkerSettings>) -> Outcome {
+    match Box::pin(serve(context)).await {
+        Ok(ended) => outcome(&ended),
+        Err(outcome) => outcome,
+    }
+}
+
+fn outcome(ended: &Ended) -> Outcome {
+    let fatal = |code| Outcome::fatal(code, &ended.reason);
+    match ended.code {
+        mesh::ExitCode::Asked => Outcome::Stopped,
+        mesh::ExitCode::Failed => fatal(ExitCode::Failed),
+        mesh::ExitCode::Configuration => fatal(ExitCode::Config),
+        mesh::ExitCode::Orphaned => fatal(ExitCode::Orphaned),
+        mesh::ExitCode::NeedsRestart => fatal(ExitCode::NeedsRestart),
+    }
+}
+
+fn misconfigured(error: &Error) -> Outcome {
+    Outcome::fatal(ExitCode::Config, error)
+}
+
+async fn serve(context: Context<WorkerSettings>) -> Result<Ended, Outcome> {
+    let settings = context.config.value.clone();
+    let stop = context.shutdown.token();
+    let health = HealthServer::bind(&settings.common.http).await?;
+    tokio::spawn(health.serve(context.health_router(), stop.clone()));
+
+    let set_by = context.config.provenance("mesh.tp_plan").to_string();
+    let rank = resolve(settings.clone(), set_by).await.map_err(|e| misconfigured(&e))?;
+    let engine = Engine::spawn(rank.engine.clone()).map_err(|e| misconfigured(&e))?;
+
+    context.readiness.set_waiting("broker");
+    let timing = settings.mesh.timing();
+    let Some(bus) = connect(&settings, timing.orphan_grace, &stop).await? else {
+        return Ok(Ended { code: mesh::ExitCode::Asked, reason: "asked to stop".to_owned() });
+    };
+    let cell = settings.common.cell.id.clone();
+    let service = bus
+        .service(ServiceInfo {
+            name: "tp-worker".to_owned(),
+            version: context.about.version.to_owned(),
+            description: "a rank of a mesh: holds one shard and runs in lockstep".to_owned(),
+            metadata: HashMap::from([("cell".to_owned(), cell.to_string())]),
+        })
+        .await?;
+
+    let config = WorkerConfig {
+        instance: InstanceId::random(),
+        parity: rank.parity,
+        session_slots: settings.mesh.session_slots,
+        model: rank.model,
+        conditionings: settings.mesh.conditionings as usize,
+        timing,
+    };
+    let instance = config.instance;
+    info!(%instance, model = config.model.name, "joining a mesh");
+    let worker = Worker::new(Instant::now(), config);
+    let board = Arc::new(Board::new(instance, worker.view()));
+    let (tx, events) = mpsc::channel(QUEUE);
+    let reporter = Reporter {
+        bus: bus.clone(),
+        cell: cell.clone(),
+        build: context.about.version,
+        board: Arc::clone(&board),
+        readiness: context.readiness.clone(),
+    };
+    let reporting = tokio::spawn(reporter.run());
+    let driver = Driver {
+        worker,
+        timing,
+        bus,
+        service: service.clone(),
+        cell,
+        engine,
+        board,
+        tx,
+        state: DriverState::default(),
+    };
+    let ended = Box::pin(driver.run(events, stop)).await;
+    // On the way out nothing is waited for without a bound.
+    reporting.abort();
+    let _ = timeout(LEAVE, service.stop()).await;
+    Ok(ended)
+}
+
+/// Fingerprints of large checkpoints take a while.
+async fn resolve(settings: WorkerSettings, set_by: String) -> Result<RankSettings, Error> {
+    let resolved = tokio::task::spawn_blocking(move || {
+        let build = env!("CARGO_PKG_VERSION");
+        RankSettings::resolve(&settings.model, &settings.mesh, settings.device, build, &set_by)
+    });
+    resolved
+        .await
+        .unwrap_or_else(|e| Err(Error::new(Reason::Internal, "reading the weights").detail(e.to_string())))
+}
+
+/// `None` when asked to stop before there was a broker.
+async fn connect(
+    settings: &WorkerSettings,
+    grace: Duration,
+    stop: &CancellationToken,
+) -> Result<Option<Bus>, Outcome> {
+    let config = bus_config(&settings.common.nats);
+    let started = Instant::now();
+    loop {
+        let connected = tokio::select! {
+            () = stop.cancelled() => return Ok(None),
+            connected = Bus::connect(&config, "tp-worker") => connected,
+        };
+        match connected {
+            Ok(bus) => return Ok(Some(bus)),
+            Err(error) if matches!(error.reason, Reason::PermissionDenied | Reason::BadField) => {
+                return Err(misconfigured(&error));
+            }
+            Err(error) if started.elapsed() > grace => {
+                return Err(Outcome::orphaned(format!("no broker, so no leader: {error}")));
+            }
+            Err(error) => warn!(%error, "no broker yet"),
+        }
+        sleep(RECONNECT).await;
+    }
+}

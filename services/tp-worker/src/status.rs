@@ -1,0 +1,77 @@
+//! Status on the broker at 2 Hz, readiness and metrics, all from the board.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bus::Bus;
+use contract::status::{MeshStatus, ProcessStatus, Role, STATUS_INTERVAL_MS};
+use contract::{CONTRACT_VERSION, CellId, WorldSize, subjects};
+use runtime::{Readiness, metric_names};
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::debug;
+
+use crate::board::Board;
+
+pub(crate) struct Reporter {
+    pub(crate) bus: Bus,
+    pub(crate) cell: CellId,
+    pub(crate) build: &'static str,
+    pub(crate) board: Arc<Board>,
+    pub(crate) readiness: Readiness,
+}
+
+impl Reporter {
+    /// Until it is dropped.
+    pub(crate) async fn run(self) {
+        let started = Instant::now();
+        let subject = subjects::cell_status(&self.cell);
+        let mut tick = interval(Duration::from_millis(STATUS_INTERVAL_MS));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            let status = self.status(started);
+            match &status.waiting_for {
+                Some(what) => self.readiness.set_waiting(what.clone()),
+                None if status.draining => self.readiness.set_waiting("draining"),
+                None => self.readiness.set_ready(),
+            }
+            if let Some(mesh) = &status.mesh {
+                metrics::gauge!(metric_names::MESH_EPOCH).set(mesh.epoch.map_or(0.0, |epoch| epoch.0 as f64));
+                metrics::gauge!(metric_names::WORLD_SIZE).set(f64::from(mesh.world_size.get()));
+            }
+            if let Err(error) = self.bus.publish(&subject, &status).await {
+                debug!(%error, "status was not published");
+            }
+        }
+    }
+
+    fn status(&self, started: Instant) -> ProcessStatus {
+        let shown = self.board.shown();
+        let view = shown.view;
+        let bus_up = self.bus.state().borrow().is_connected();
+        let waiting_for = if bus_up { view.waiting_for } else { Some("broker".to_owned()) };
+        ProcessStatus {
+            version: CONTRACT_VERSION,
+            cell: self.cell.clone(),
+            role: Role::TpWorker,
+            instance: self.board.instance(),
+            build: self.build.to_owned(),
+            ready: waiting_for.is_none() && !view.draining,
+            waiting_for,
+            draining: view.draining,
+            uptime_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            mesh: Some(MeshStatus {
+                rank: view.rank,
+                world_size: view.world_size.unwrap_or(WorldSize::ONE),
+                phase: view.phase,
+                epoch: view.epoch,
+                lease: None,
+                running: None,
+                last_fault: view.last_fault,
+                last_chunk_ms: shown.last_chunk_ms,
+                model: None,
+            }),
+            stage0: None,
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! A new epoch: meet the other ranks, have the shard, agree that all have theirs.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use collectives::loopback::Loopback;
+use collectives::{Collective, CollectiveError, ReduceOp, Solo};
+use contract::{Error, Rank, Reason, WorldSize};
+use mesh::leader::LoadFailure;
+use tch::{Kind, Tensor};
+use tracing::info;
+use wan::dit::{CausalDit, Shard};
+use wan::generator::Generator;
+use wan::weights::{Component, WeightsError};
+
+use crate::executor::Executor;
+use crate::{Group, failure};
+
+impl Executor {
+    pub(crate) fn load(&mut self, group: Group, deadline: Instant) -> Result<(), LoadFailure> {
+        let (rank, world) = (group.rank, group.world_size);
+        self.collective = None;
+        self.conditionings.clear();
+        self.prompts.fill(None);
+        let collective = meet(group).map_err(|e| LoadFailure::Group(failure::collective(&e)))?;
+        self.monitor.adopt(Arc::clone(&collective));
+        let own = self.have_shard(rank, world);
+        let agreed = agree(&*collective, rank, own.is_ok(), deadline);
+        self.collective = Some(collective);
+        own.map_err(|e| {
+            LoadFailure::Own(Error::new(
+                Reason::BadField,
+                format!("rank {rank}: the weights cannot be loaded: {e}"),
+            ))
+        })?;
+        match agreed {
+            Ok(None) => Ok(()),
+            Ok(Some(failed)) => {
+                let text = format!("rank {failed} could not load its weights");
+                Err(LoadFailure::Peer(Error::new(Reason::RankLost, text)))
+            }
+            Err(error) => Err(LoadFailure::Group(failure::collective(&error))),
+        }
+    }
+
+    fn have_shard(&mut self, rank: Rank, world: WorldSize) -> Result<(), WeightsError> {
+        if let Some((held_rank, held_world, generator)) = &mut self.loaded
+            && (*held_rank, *held_world) == (rank, world)
+        {
+            (0..self.config.slots).for_each(|slot| generator.clear_slot(slot));
+            return Ok(());
+        }
+        // The old shard goes first: two may not fit.
+        self.loaded = None;
+        let started = Instant::now();
+        let model = &self.config.model;
+        let source = self.config.weights.open(Component::Dit)?;
+        let shard = Shard { rank: rank.0, world: world.get() };
+        let dit = CausalDit::load(&model.dit, &*source, shard, self.device, Kind::Float)?;
+        info!(%rank, world_size = %world, ms = started.elapsed().as_millis(), "the shard is loaded");
+        self.loaded = Some((rank, world, Generator::new(model, dit, self.config.slots)));
+        Ok(())
+    }
+}
+
+fn meet(group: Group) -> Result<Arc<dyn Collective>, CollectiveError> {
+    match group.rendezvous {
+        None => Ok(Arc::new(Solo::new())),
+        Some(rendezvous) => {
+            let (rank, world) = (group.rank.0, group.world_size.get());
+            Ok(Arc::new(Loopback::connect(&rendezvous, rank, world, group.meet_by)?))
+        }
+    }
+}
+
+/// The lowest rank that failed, if one did; the same answer on every rank.
+fn agree(
+    collective: &dyn Collective,
+    rank: Rank,
+    ok: bool,
+    deadline: Instant,
+) -> Result<Option<Rank>, CollectiveError> {
+    let world = i64::from(collective.world_size());
+    let mut load_ok = Tensor::from_slice(&[if ok { world } else { i64::from(rank.0) }]);
+    collective.all_reduce(&mut load_ok, ReduceOp::Min, deadline)?;
+    collective.barrier(deadline)?;
+    let lowest = load_ok.int64_value(&[0]);
+    Ok((lowest < world).then(|| Rank(u32::try_from(lowest).unwrap_or(u32::MAX))))
+}

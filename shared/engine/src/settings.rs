@@ -1,0 +1,202 @@
+//! Configuration sections that leader and workers share, and what the protocol is told of them.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use contract::model::{ModelInfo, TpPlan};
+use contract::tp::{ChosenPlan, Parity};
+use contract::{Error, Reason, WorldSize};
+use mesh::Timing;
+use serde::{Deserialize, Serialize};
+use wan::config::ModelConfig;
+use wan::weights::Weights;
+
+use crate::{ATTENTION_BACKEND, DeviceKind, EngineConfig, device_name, fingerprint, model_info};
+
+/// Which model the cell serves. Equal on every rank.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ModelSection {
+    pub name: String,
+    /// `synthetic:SEED`, or the path of a checkpoint folder.
+    pub weights: String,
+}
+
+impl Default for ModelSection {
+    fn default() -> Self {
+        Self { name: "tiny".to_owned(), weights: "synthetic:42".to_owned() }
+    }
+}
+
+impl ModelSection {
+    /// # Errors
+    /// `bad_field` for an unknown name, listing the known ones.
+    pub fn config(&self) -> Result<ModelConfig, Error> {
+        ModelConfig::named(&self.name).map_err(|e| Error::new(Reason::BadField, e.to_string()))
+    }
+
+    /// # Errors
+    /// `bad_field` for a seed that is no number.
+    pub fn weights(&self) -> Result<Weights, Error> {
+        match self.weights.strip_prefix("synthetic:") {
+            None => Ok(Weights::Checkpoint { path: PathBuf::from(&self.weights) }),
+            Some(seed) => seed.parse().map(|seed| Weights::Synthetic { seed }).map_err(|_| {
+                let text = format!("model.weights {:?}: synthetic:SEED or a path is allowed", self.weights);
+                Error::new(Reason::BadField, text)
+            }),
+        }
+    }
+}
+
+/// What a rank computes with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DeviceSection {
+    pub kind: DeviceKind,
+    /// Threads of one tensor operation; the same on all ranks.
+    pub threads: u32,
+}
+
+impl Default for DeviceSection {
+    fn default() -> Self {
+        Self { kind: DeviceKind::Auto, threads: 1 }
+    }
+}
+
+/// The mesh. Durations in milliseconds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MeshSection {
+    /// Read by the leader, which tells the workers.
+    pub world_size: u32,
+    /// Compared at join only where both sides set it.
+    pub tp_plan: Option<TpPlan>,
+    pub session_slots: u32,
+    /// Conditioning embeddings that every rank keeps.
+    pub conditionings: u32,
+    /// `host:port` of the leader's liveness socket; workers are told the address that is bound.
+    pub liveness_bind: String,
+    pub beat_silence_ms: u64,
+    pub watchdog_ms: u64,
+    pub orphan_grace_ms: u64,
+    pub lease_ttl_ms: u64,
+    pub load_ms: u64,
+    /// A leader key that was not renewed for this long may be taken.
+    pub leader_ttl_ms: u64,
+}
+
+impl Default for MeshSection {
+    fn default() -> Self {
+        Self {
+            world_size: 1,
+            tp_plan: None,
+            session_slots: 2,
+            conditionings: 16,
+            liveness_bind: "127.0.0.1:0".to_owned(),
+            beat_silence_ms: 800,
+            watchdog_ms: 5_000,
+            orphan_grace_ms: 120_000,
+            lease_ttl_ms: 3_000,
+            load_ms: 120_000,
+            leader_ttl_ms: 2_000,
+        }
+    }
+}
+
+/// One line about each key, for `--print-config`.
+pub const DOCS: &[(&str, &str)] = &[
+    ("model.name", "tiny, wan-1.3b or wan-14b"),
+    ("model.weights", "synthetic:SEED, or the path of a checkpoint folder"),
+    ("device.kind", "auto, cpu or cuda:N"),
+    ("device.threads", "threads of one tensor operation, the same on all ranks"),
+    ("mesh.world_size", "ranks of the mesh; read by the leader"),
+    ("mesh.tp_plan", "v1_generator_only or v0_full_pipeline; compared at join only where both sides set it"),
+    ("mesh.session_slots", "KV slots for sessions, the same on all ranks"),
+    ("mesh.conditionings", "conditioning embeddings that every rank keeps, the same on all ranks"),
+    ("mesh.liveness_bind", "address of the leader's liveness socket"),
+    ("mesh.beat_silence_ms", "a worker that is silent for this long has stopped"),
+    ("mesh.watchdog_ms", "a worker without its leader for this long drops the epoch"),
+    ("mesh.orphan_grace_ms", "a worker without any leader for this long ends with code 3"),
+    ("mesh.lease_ttl_ms", "a controller that is silent for this long may be replaced"),
+    ("mesh.load_ms", "time to read the weights"),
+    ("mesh.leader_ttl_ms", "a leader that is silent for this long may be replaced"),
+];
+
+impl MeshSection {
+    /// # Errors
+    /// `bad_field` for 0.
+    pub fn world_size(&self) -> Result<WorldSize, Error> {
+        WorldSize::try_from(self.world_size)
+    }
+
+    /// The plan in effect on the leader.
+    ///
+    /// # Errors
+    /// `bad_field` for a plan of one rank on a mesh of several.
+    pub fn plan(&self) -> Result<TpPlan, Error> {
+        let plan = self.tp_plan.unwrap_or(TpPlan::V1GeneratorOnly);
+        if plan == TpPlan::V0FullPipeline && self.world_size > 1 {
+            let text =
+                format!("mesh.tp_plan v0_full_pipeline: world_size is {}, 1 is allowed", self.world_size);
+            return Err(Error::new(Reason::BadField, text));
+        }
+        Ok(plan)
+    }
+
+    #[must_use]
+    pub fn timing(&self) -> Timing {
+        let ms = Duration::from_millis;
+        Timing {
+            lease_ttl: ms(self.lease_ttl_ms),
+            beat_silence: ms(self.beat_silence_ms),
+            watchdog: ms(self.watchdog_ms),
+            orphan_grace: ms(self.orphan_grace_ms),
+            load: ms(self.load_ms),
+            ..Timing::default()
+        }
+    }
+}
+
+/// A rank's sections, put together and checked.
+#[derive(Clone, Debug)]
+pub struct RankSettings {
+    pub engine: EngineConfig,
+    pub model: ModelInfo,
+    pub parity: Parity,
+}
+
+impl RankSettings {
+    /// `tp_plan_set_by` says where `mesh.tp_plan` was set.
+    ///
+    /// # Errors
+    /// `bad_field`, naming the key.
+    pub fn resolve(
+        model: &ModelSection,
+        mesh: &MeshSection,
+        device: DeviceSection,
+        build: &str,
+        tp_plan_set_by: &str,
+    ) -> Result<Self, Error> {
+        let (config, weights) = (model.config()?, model.weights()?);
+        device.kind.resolve()?;
+        let fingerprint = fingerprint(&config, &weights)?;
+        let info = model_info(&config, &fingerprint)?;
+        let parity = Parity {
+            build: build.to_owned(),
+            model_fingerprint: fingerprint,
+            dtype: info.dtype,
+            device: device_name(device.kind).to_owned(),
+            attention_backend: ATTENTION_BACKEND.to_owned(),
+            tp_plan: mesh.tp_plan.map(|plan| ChosenPlan { plan, set_by: tp_plan_set_by.to_owned() }),
+        };
+        let engine = EngineConfig {
+            model: config,
+            weights,
+            device: device.kind,
+            threads: device.threads,
+            slots: mesh.session_slots as usize + 1,
+            conditionings: mesh.conditionings as usize,
+        };
+        Ok(Self { engine, model: info, parity })
+    }
+}

@@ -1,0 +1,251 @@
+//! stage0's side: what is sent when, what is accepted, and what follows a time-out.
+#![allow(clippy::unwrap_used, reason = "helpers of tests may")]
+
+mod sim;
+
+use std::time::{Duration, Instant};
+
+use contract::envelope::{
+    Action as Ask, EnvelopeV1, HelloReply, Infer, MeshPhase, MeshState, MeshTimings, Reply, ResultV1,
+};
+use contract::tensor::TensorKey;
+use contract::{
+    CONTRACT_VERSION, CacheEpoch, CallId, ChunkIndex, Error, InstanceId, LeaseEpoch, MeshEpoch, Reason,
+    SessionId,
+};
+use mesh::controller::{Action, Controller, Input};
+use mesh::{ExitCode, Ticket, Timing};
+use sim::{infer, ms};
+
+const EPOCH: MeshEpoch = MeshEpoch(7);
+
+struct Rig {
+    now: Instant,
+    controller: Controller,
+}
+
+impl Rig {
+    fn new() -> Self {
+        Self { now: Instant::now(), controller: Controller::new(InstanceId::random(), Timing::default()) }
+    }
+
+    fn attached() -> Self {
+        let mut rig = Self::new();
+        let hello = sent(&rig.tell(Input::Mesh { epoch: EPOCH }));
+        assert!(matches!(hello.action, Ask::Hello));
+        rig.answered(hello.call_id, Ok(Reply::Hello(Box::new(hello_reply()))));
+        let attached = Input::Attached { lease: LeaseEpoch(3), result: Ok(()) };
+        assert!(matches!(rig.tell(attached)[..], [Action::Ready(_)]));
+        rig
+    }
+
+    fn tell(&mut self, input: Input) -> Vec<Action> {
+        self.controller.handle(self.now, input)
+    }
+
+    fn answered(&mut self, call: CallId, result: Result<Reply, Error>) -> Vec<Action> {
+        self.tell(Input::Answered { call, result: Box::new(result) })
+    }
+
+    fn pass(&mut self, time: Duration) -> Vec<Action> {
+        let end = self.now + time;
+        let mut actions = Vec::new();
+        while self.now < end {
+            self.now += ms(50);
+            actions.extend(self.tell(Input::Tick));
+        }
+        actions
+    }
+
+    fn infer(&mut self, infer: Infer) -> Vec<Action> {
+        let deadline = self.now + ms(2_000);
+        self.tell(Input::Infer { ticket: Ticket(1), infer: Box::new(infer), deadline })
+    }
+}
+
+fn hello_reply() -> HelloReply {
+    HelloReply {
+        version: CONTRACT_VERSION,
+        lease: LeaseEpoch(3),
+        lease_ttl_ms: 3_000,
+        link: sim::link(),
+        model: sim::model(),
+        world_size: sim::world(2),
+        session_slots: 2,
+    }
+}
+
+fn sent(actions: &[Action]) -> EnvelopeV1 {
+    let envelope = |action: &Action| match action {
+        Action::Send { envelope, .. } => Some((**envelope).clone()),
+        _ => None,
+    };
+    actions.iter().find_map(envelope).unwrap()
+}
+
+fn delivered(actions: &[Action]) -> Result<(), Error> {
+    let result = |action: &Action| match action {
+        Action::Deliver { result, .. } => Some(result.clone().map(|_| ())),
+        _ => None,
+    };
+    actions.iter().find_map(result).unwrap()
+}
+
+fn result_of(call: CallId, session: SessionId) -> ResultV1 {
+    ResultV1 {
+        version: CONTRACT_VERSION,
+        call_id: call,
+        session,
+        chunk_index: ChunkIndex(0),
+        cache_epoch: CacheEpoch(1),
+        mesh_epoch: EPOCH,
+        observed_generator_calls: 2,
+        mesh_current_start_frame: 3,
+        timings: MeshTimings::default(),
+        output_digest: None,
+        latents_out: sim::spec(TensorKey::LatentsOut, &[1]),
+    }
+}
+
+fn idle_at(last: CallId) -> Reply {
+    Reply::Noop(MeshState {
+        mesh_epoch: EPOCH,
+        phase: MeshPhase::Ready,
+        running: None,
+        last_call: Some(last),
+    })
+}
+
+#[test]
+fn a_call_that_fails_preflight_is_never_sent() {
+    let mut rig = Rig::attached();
+    let mut bad = infer(SessionId::random(), 1, 0);
+    bad.expected_generator_calls = 9;
+    let actions = rig.infer(bad);
+    assert!(matches!(actions[..], [Action::Deliver { .. }]), "{actions:?}");
+    assert_eq!(delivered(&actions).unwrap_err().reason, Reason::CallCount);
+    let detached = Rig::new().infer(infer(SessionId::random(), 1, 0));
+    assert_eq!(delivered(&detached).unwrap_err().reason, Reason::Recovering);
+}
+
+#[test]
+fn call_ids_grow_over_all_actions_and_a_noop_goes_out_every_second() {
+    let mut rig = Rig::attached();
+    let first = sent(&rig.pass(ms(1_050)));
+    assert!(matches!(first.action, Ask::Noop));
+    rig.answered(first.call_id, Ok(idle_at(first.call_id)));
+    let call = sent(&rig.infer(infer(SessionId::random(), 1, 0)));
+    assert!(call.call_id > first.call_id && call.lease == Some(LeaseEpoch(3)));
+    let second = sent(&rig.pass(ms(1_050)));
+    assert!(matches!(second.action, Ask::Noop) && second.call_id > call.call_id);
+    assert!(rig.pass(ms(900)).is_empty(), "one NOOP at a time");
+}
+
+#[test]
+fn only_current_results_with_the_expected_count_are_accepted() {
+    type Spoil = fn(&mut ResultV1);
+    let cases: [(Reason, Spoil); 4] = [
+        (Reason::StaleEpoch, |r| r.cache_epoch = CacheEpoch(2)),
+        (Reason::StaleEpoch, |r| r.mesh_epoch = MeshEpoch(6)),
+        (Reason::CountMismatch, |r| r.observed_generator_calls = 3),
+        (Reason::UnsupportedVersion, |r| r.version = 2),
+    ];
+    for (reason, spoil) in cases {
+        let mut rig = Rig::attached();
+        let session = SessionId::random();
+        let call = sent(&rig.infer(infer(session, 1, 0))).call_id;
+        let mut result = result_of(call, session);
+        spoil(&mut result);
+        let actions = rig.answered(call, Ok(Reply::Infer(Box::new(result))));
+        assert_eq!(delivered(&actions).unwrap_err().reason, reason);
+    }
+    let mut rig = Rig::attached();
+    let session = SessionId::random();
+    let call = sent(&rig.infer(infer(session, 1, 0))).call_id;
+    let good = Reply::Infer(Box::new(result_of(call, session)));
+    assert!(delivered(&rig.answered(call, Ok(good.clone()))).is_ok());
+    assert!(rig.answered(call, Ok(good)).is_empty(), "a repeated result is dropped");
+}
+
+#[test]
+fn after_a_time_out_the_call_is_quarantined_until_the_mesh_says_it_is_over() {
+    let mut rig = Rig::attached();
+    let call = sent(&rig.infer(infer(SessionId::random(), 1, 0))).call_id;
+    let actions = rig.answered(call, Err(Error::new(Reason::BudgetSpent, "no answer")));
+    assert!(actions.contains(&Action::Quarantine { call }));
+    let refused = rig.infer(infer(SessionId::random(), 2, 0));
+    assert_eq!(delivered(&refused).unwrap_err().reason, Reason::Busy);
+
+    let noop = sent(&rig.pass(ms(300))).call_id;
+    let busy =
+        MeshState { mesh_epoch: EPOCH, phase: MeshPhase::Busy, running: Some(call), last_call: Some(noop) };
+    assert!(rig.answered(noop, Ok(Reply::Noop(busy))).is_empty());
+    let noop = sent(&rig.pass(ms(300))).call_id;
+    assert_eq!(rig.answered(noop, Ok(idle_at(noop))), [Action::Release { call }]);
+    assert!(matches!(sent(&rig.infer(infer(SessionId::random(), 2, 0))).action, Ask::Infer(_)));
+}
+
+#[test]
+fn what_the_leader_refuses_is_over_at_once() {
+    let mut rig = Rig::attached();
+    let call = sent(&rig.infer(infer(SessionId::random(), 1, 0))).call_id;
+    let actions = rig.answered(call, Err(Error::new(Reason::StaleSlot, "slot 0")));
+    assert_eq!(delivered(&actions).unwrap_err().reason, Reason::StaleSlot);
+    assert_eq!(rig.controller.quarantined(), None);
+}
+
+#[test]
+fn a_fenced_controller_ends_its_calls_and_its_process() {
+    let mut rig = Rig::attached();
+    let call = sent(&rig.infer(infer(SessionId::random(), 1, 0))).call_id;
+    let actions = rig.answered(call, Err(Error::new(Reason::Fenced, "lease 4 is in force")));
+    assert_eq!(delivered(&actions).unwrap_err().reason, Reason::Fenced);
+    assert!(actions.iter().any(|a| matches!(a, Action::Exit { code: ExitCode::NeedsRestart, .. })));
+    assert_eq!(
+        delivered(&rig.infer(infer(SessionId::random(), 1, 0))).unwrap_err().reason,
+        Reason::SessionEnded
+    );
+}
+
+#[test]
+fn a_newer_mesh_epoch_ends_the_lease_and_asks_for_another() {
+    let mut rig = Rig::attached();
+    rig.infer(infer(SessionId::random(), 1, 0));
+    assert!(rig.tell(Input::Mesh { epoch: EPOCH }).is_empty());
+    let actions = rig.tell(Input::Mesh { epoch: MeshEpoch(8) });
+    assert_eq!(delivered(&actions).unwrap_err().reason, Reason::Recovering);
+    assert!(actions.iter().any(|a| matches!(a, Action::Lost(_))));
+    let hello = sent(&actions);
+    assert!(matches!(hello.action, Ask::Hello) && hello.mesh_epoch == MeshEpoch(8) && hello.lease.is_none());
+}
+
+#[test]
+fn a_held_lease_is_asked_for_again_and_a_lost_one_at_once() {
+    let mut rig = Rig::new();
+    let hello = sent(&rig.tell(Input::Mesh { epoch: EPOCH })).call_id;
+    let held = Error::new(Reason::LeaseHeld, "controller x holds the lease");
+    assert!(matches!(rig.answered(hello, Err(held))[..], [Action::Refused(_)]));
+    assert!(matches!(sent(&rig.pass(ms(300))).action, Ask::Hello));
+
+    let mut rig = Rig::attached();
+    let noop = sent(&rig.pass(ms(1_050))).call_id;
+    let actions = rig.answered(noop, Err(Error::new(Reason::NoLease, "no lease")));
+    assert!(actions.iter().any(|a| matches!(a, Action::Lost(_))));
+    assert!(matches!(sent(&actions).action, Ask::Hello));
+}
+
+#[test]
+fn bye_releases_the_lease_and_ends_everything() {
+    let mut rig = Rig::attached();
+    let actions = rig.tell(Input::Bye);
+    assert!(matches!(sent(&actions).action, Ask::Bye));
+    assert!(rig.pass(ms(3_000)).is_empty());
+}
+
+#[test]
+fn a_shell_that_lost_an_answer_does_not_hold_a_call_for_ever() {
+    let mut rig = Rig::attached();
+    rig.infer(infer(SessionId::random(), 1, 0));
+    let actions = rig.pass(ms(2_000) + Timing::default().control + ms(50));
+    assert_eq!(delivered(&actions).unwrap_err().reason, Reason::BudgetSpent);
+}
