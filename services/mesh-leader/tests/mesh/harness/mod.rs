@@ -1,5 +1,4 @@
 //! A real broker, a real leader and real workers as processes, and a controller that speaks to them as stage0 does.
-#![allow(dead_code, clippy::unwrap_used, reason = "each test file uses a part of it, and tests may unwrap")]
 
 mod controller;
 

@@ -1,13 +1,11 @@
 //! What is refused, how it is named on the asker's side, and that the mesh serves on afterwards.
 
-mod harness;
-
 use std::time::Duration;
 
+use crate::harness::{self, Broker, Controller, Mesh, spawn};
 use contract::envelope::Action;
 use contract::tensor::{Dtype, TensorKey};
 use contract::{CallId, Class, Generation, InstanceId, MeshEpoch, Reason, SessionSlot};
-use harness::{Broker, Controller, Mesh, spawn};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refused_envelope_names_what_is_wrong_and_the_mesh_serves_on() {

@@ -1,10 +1,8 @@
 //! A mesh of real processes makes the same chunks whatever its size, again and again.
 
-mod harness;
-
+use crate::harness::{self, Mesh};
 use contract::envelope::{Action, MeshPhase, Reply};
 use contract::status::Role;
-use harness::Mesh;
 
 fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
