@@ -1,10 +1,8 @@
 //! What the leader admits, refuses, sends and answers.
-#![allow(clippy::unwrap_used, reason = "helpers of tests may")]
-
-mod sim;
 
 use std::time::{Duration, Instant};
 
+use crate::sim::{self, infer, ms};
 use contract::envelope::{Action as Ask, EnvelopeV1, Infer, Lease, MeshPhase, MeshState, Reply, ResultV1};
 use contract::tp::{Beat, JoinReply, JoinRequest, PlanId};
 use contract::{
@@ -13,7 +11,6 @@ use contract::{
 };
 use mesh::leader::{Action, Input, Leader, LoadFailure, RunReport, Verb};
 use mesh::{ExitCode, Ticket, Timing};
-use sim::{infer, ms};
 
 struct Rig {
     now: Instant,

@@ -1,12 +1,9 @@
 //! Random schedules in simulated time: whatever the network does, every call ends by its deadline + 1 s, no rank enters a
 //! collective without go, and the mesh comes back.
-#![allow(clippy::unwrap_used, reason = "helpers of tests may")]
 
-mod sim;
-
+use crate::sim::{Cell, Network, ms};
 use contract::envelope::MeshPhase;
 use proptest::prelude::*;
-use sim::{Cell, Network, ms};
 
 const PERFECT: Network = Network { drop: 0, repeat: 0, max_delay_ms: 2 };
 

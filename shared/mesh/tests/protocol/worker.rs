@@ -1,10 +1,8 @@
 //! What a worker acknowledges, refuses, runs, and when it leaves.
-#![allow(clippy::unwrap_used, reason = "helpers of tests may")]
-
-mod sim;
 
 use std::time::{Duration, Instant};
 
+use crate::sim::{self, SIZE, model, ms, world};
 use contract::envelope::MeshPhase;
 use contract::model::TpPlan;
 use contract::tp::{Ack, Assignment, Beat, JoinReply, Plan, PlanId, PlanRef, PlanRequest, TpShutdown};
@@ -14,7 +12,6 @@ use contract::{
 use mesh::leader::LoadFailure;
 use mesh::worker::{Action, Input, Worker};
 use mesh::{ExitCode, Ticket, Timing};
-use sim::{SIZE, model, ms, world};
 
 const EPOCH: MeshEpoch = MeshEpoch(4);
 

@@ -1,10 +1,8 @@
 //! stage0's side: what is sent when, what is accepted, and what follows a time-out.
-#![allow(clippy::unwrap_used, reason = "helpers of tests may")]
-
-mod sim;
 
 use std::time::{Duration, Instant};
 
+use crate::sim::{self, infer, ms};
 use contract::envelope::{
     Action as Ask, EnvelopeV1, HelloReply, Infer, MeshPhase, MeshState, MeshTimings, Reply, ResultV1,
 };
@@ -15,7 +13,6 @@ use contract::{
 };
 use mesh::controller::{Action, Controller, Input};
 use mesh::{ExitCode, Ticket, Timing};
-use sim::{infer, ms};
 
 const EPOCH: MeshEpoch = MeshEpoch(7);
 
