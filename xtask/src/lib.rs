@@ -1,5 +1,6 @@
 //! What `cargo xtask` is made of. The system tests start the same processes with it that a user gets.
 
+pub mod bench;
 pub mod command;
 pub mod console;
 pub mod layout;

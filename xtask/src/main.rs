@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use xtask::layout::Layout;
-use xtask::{outcome, setup, tests, up};
+use xtask::{bench, outcome, setup, tests, up};
 
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", about = "Set up, run and test kinemesh", version)]
@@ -31,6 +31,8 @@ enum Task {
     Up(up::Options),
     /// Build everything and run all tests.
     Test(tests::Options),
+    /// Measure frames a second and the phases of a chunk, as JSON lines and a table.
+    Bench(bench::Options),
 }
 
 fn main() -> ExitCode {
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
         Task::Credentials { dir } => setup::credentials::write(&dir),
         Task::Up(options) => up::run(&layout, &options),
         Task::Test(options) => tests::run(&layout, &options),
+        Task::Bench(options) => bench::run(&layout, &options),
     };
     outcome::exit_code(result)
 }

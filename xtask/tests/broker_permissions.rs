@@ -61,9 +61,9 @@ fn assert_directions(subject: &str, speakers: &[&str], listeners: &[&str]) {
 }
 
 #[test]
-fn every_user_of_the_credentials_has_grants() {
+fn every_user_of_the_credentials_has_grants_and_so_has_the_guest() {
     let users: Vec<String> = grants().into_keys().collect();
-    let mut expected = USERS;
+    let mut expected = [USERS.as_slice(), &["guest"]].concat();
     expected.sort_unstable();
 
     assert_eq!(users, expected);
@@ -102,7 +102,8 @@ fn every_service_reports_its_status_and_only_an_operator_commands_a_cell() {
 
     assert_directions(&subjects::cell_status(&cell), EVERYBODY, &listeners);
     for verb in Ops::ALL {
-        assert_directions(&subjects::ops(&cell, verb), &["ops"], &["stage0", "leader"]);
+        let speakers: &[&str] = if verb == Ops::Status { &["ops", "guest"] } else { &["ops"] };
+        assert_directions(&subjects::ops(&cell, verb), speakers, &["stage0", "leader"]);
     }
 }
 

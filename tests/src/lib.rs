@@ -1,0 +1,16 @@
+//! The harness of the system tests: a real nats-server and the four real binaries, on random loopback ports.
+//!
+//! A test reads like a story: given a [`Cell`], when something happens, then a condition holds within its time. Waits are on
+//! conditions ([`wait::until`]); contract deadlines get one slack factor ([`wait::slack`]).
+
+pub mod cell;
+
+pub mod http;
+pub mod process;
+pub mod python;
+pub mod viewer;
+pub mod wait;
+
+pub use cell::{Cell, CellBuilder};
+pub use process::Signal;
+pub use viewer::Viewer;

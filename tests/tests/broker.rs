@@ -1,0 +1,34 @@
+//! The broker's side: a stranger with a NATS client finds the services, reads the cell's state, and may do no more than
+//! its account allows.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use system_tests::{Cell, python};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stranger_discovers_asks_and_is_refused_as_the_account_says() {
+    let cell = Cell::builder().ready().await;
+    let status = cell.http().get("/ready").await;
+    assert_eq!(status.status, 200);
+    let credentials = cell.password_file("ops");
+    let credentials = credentials.parent().unwrap().to_str().unwrap();
+    let args = ["--url", cell.nats_url(), "--credentials", credentials, "--epoch", "1"];
+    let seen = python::run("nats_stranger.py", &args, Duration::from_secs(60)).await;
+
+    let services = seen["services"].as_array().unwrap();
+    let names: BTreeSet<_> = services.iter().map(|info| info["name"].as_str().unwrap()).collect();
+    assert_eq!(names, BTreeSet::from(["gateway", "stage0", "mesh-leader", "tp-worker"]));
+    assert!(services.iter().all(|info| info["type"] == "io.nats.micro.v1.info_response"), "{services:?}");
+
+    assert_eq!(seen["status"]["cell"], "cell0");
+    assert_eq!(seen["status"]["ready"], true);
+    assert_eq!(seen["status"]["processes"].as_array().unwrap().len(), 4, "{}", seen["status"]);
+
+    assert_eq!(seen["bad_headers"]["Nats-Service-Error-Code"], "400", "{}", seen["bad_headers"]);
+    assert!(seen["bad_body"].as_str().unwrap().contains("session"), "{}", seen["bad_body"]);
+
+    assert_ne!(seen["mesh_call_as_gateway"], "answered");
+    let errors = seen["gateway_errors"].to_string().to_lowercase();
+    assert!(errors.contains("permissions violation"), "{errors}");
+}
