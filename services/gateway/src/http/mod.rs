@@ -15,7 +15,6 @@ mod tests;
 mod webrtc;
 
 use axum::Router;
-use axum::extract::DefaultBodyLimit;
 use axum::http::{StatusCode, Uri};
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
@@ -63,7 +62,6 @@ pub(crate) fn router(app: App) -> Router {
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
         .layer(from_fn_with_state(app.clone(), auth::check))
-        .layer(DefaultBodyLimit::max(app.config().gateway.max_body_bytes))
         .layer(CorsLayer::very_permissive())
         .layer(from_fn(observe::requests))
         .with_state(app)

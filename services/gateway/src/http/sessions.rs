@@ -1,11 +1,12 @@
 //! Steering and watching running sessions without WebRTC.
+#![allow(unused_qualifications, reason = "the path macro repeats the query's type")]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{Query, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use contract::params::Parameters;
@@ -90,10 +91,7 @@ pub(super) struct FrameQuery {
 #[utoipa::path(get, path = "/api/v1/session/frame", tag = "session", params(FrameQuery),
     responses((status = 200, content_type = "image/jpeg", body = Vec<u8>), (status = 404, body = ErrorBody),
         (status = 422, body = ErrorBody), (status = 503, body = ErrorBody), (status = 504, body = ErrorBody)))]
-pub(super) async fn frame(
-    State(app): State<App>,
-    query: axum::extract::Query<FrameQuery>,
-) -> Result<Response, ApiError> {
+pub(super) async fn frame(State(app): State<App>, query: Query<FrameQuery>) -> Result<Response, ApiError> {
     let quality = match query.quality.as_deref() {
         None => 85,
         Some(text) => {

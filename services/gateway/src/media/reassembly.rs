@@ -37,6 +37,8 @@ pub(crate) struct Reassembly {
     next: Option<u64>,
     partial: Option<Partial>,
     waiting_for_keyframe: bool,
+    /// The receiver asked for a keyframe and none has passed since.
+    wanted: bool,
     asked: Option<Instant>,
     gaps: u64,
     dropped: u64,
@@ -56,6 +58,7 @@ impl Reassembly {
             next: None,
             partial: None,
             waiting_for_keyframe: true,
+            wanted: false,
             asked: None,
             gaps: 0,
             dropped: 0,
@@ -79,9 +82,11 @@ impl Reassembly {
         self.ask(now)
     }
 
-    /// The receiver asked for a keyframe. Returns whether to pass it on.
+    /// The receiver asked for a keyframe. Returns whether to pass it on now; if it is too soon, a later unit will.
     pub(crate) fn receiver_asks(&mut self, now: Instant) -> bool {
-        self.ask(now)
+        let pass_on = self.ask(now);
+        self.wanted = !pass_on;
+        pass_on
     }
 
     pub(crate) fn push(&mut self, now: Instant, part: MediaPart) -> Pushed {
@@ -108,12 +113,15 @@ impl Reassembly {
         };
         if unit.keyframe {
             self.waiting_for_keyframe = false;
+            self.wanted = false;
         }
         if self.waiting_for_keyframe {
             self.dropped += 1;
             return Pushed { unit: None, ask_keyframe: self.ask(now) };
         }
-        Pushed { unit: Some(unit), ask_keyframe: false }
+        let ask_keyframe = self.wanted && self.ask(now);
+        self.wanted &= !ask_keyframe;
+        Pushed { unit: Some(unit), ask_keyframe }
     }
 
     /// Takes one part; returns the unit that it completes.
@@ -273,6 +281,19 @@ mod tests {
         assert_eq!(reassembly.push(now, part(0, true)), Pushed::default());
         assert_eq!(reassembly.push(now, MediaPart { part: 3, parts: 2, ..part(1, true) }), Pushed::default());
         assert!(reassembly.push(now, part(1, false)).unit.is_some());
+    }
+
+    #[test]
+    fn a_receiver_that_asks_too_soon_is_not_forgotten() {
+        let start = Instant::now();
+        let mut reassembly = Reassembly::new(Incarnation(1));
+        assert!(reassembly.join(start));
+        reassembly.push(start, part(0, true));
+        assert!(!reassembly.receiver_asks(start + Duration::from_millis(100)));
+        assert!(!reassembly.push(start + Duration::from_millis(200), part(1, false)).ask_keyframe);
+        let pushed = reassembly.push(start + Duration::from_millis(600), part(2, false));
+        assert!(pushed.ask_keyframe && pushed.unit.is_some());
+        assert!(!reassembly.push(start + Duration::from_millis(2000), part(3, false)).ask_keyframe);
     }
 
     #[test]

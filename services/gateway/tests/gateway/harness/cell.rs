@@ -30,7 +30,7 @@ use super::nats::Nats;
 
 const FRAME: Duration = Duration::from_millis(40);
 
-pub fn model() -> ModelInfo {
+pub(crate) fn model() -> ModelInfo {
     ModelInfo {
         name: "tiny".to_owned(),
         fingerprint: "f".to_owned(),
@@ -52,10 +52,10 @@ pub fn model() -> ModelInfo {
 
 /// What a session was asked, in order.
 #[derive(Default)]
-pub struct Session {
-    pub created: Option<CreateSession>,
-    pub controls: Vec<Control>,
-    pub updates: Vec<Parameters>,
+pub(crate) struct Session {
+    pub(crate) created: Option<CreateSession>,
+    pub(crate) controls: Vec<Control>,
+    pub(crate) updates: Vec<Parameters>,
     sequence: u64,
     skip: u64,
     keyframe: bool,
@@ -63,7 +63,7 @@ pub struct Session {
 
 type Sessions = Arc<Mutex<HashMap<SessionId, Session>>>;
 
-pub struct Cell {
+pub(crate) struct Cell {
     bus: Bus,
     sessions: Sessions,
     tasks: Vec<JoinHandle<()>>,
@@ -73,7 +73,7 @@ pub struct Cell {
 
 impl Cell {
     /// A cell that is ready.
-    pub async fn start(nats: &Nats) -> Self {
+    pub(crate) async fn start(nats: &Nats) -> Self {
         let config = BusConfig { url: nats.url(), ..BusConfig::default() };
         let bus = Bus::connect(&config, "test-cell").await.unwrap();
         let info =
@@ -86,30 +86,35 @@ impl Cell {
     }
 
     /// Whatever `read` finds in the session, once there is something.
-    pub async fn seen<T>(&self, id: SessionId, what: &str, read: impl Fn(&Session) -> Option<T>) -> T {
+    pub(crate) async fn seen<T>(&self, id: SessionId, what: &str, read: impl Fn(&Session) -> Option<T>) -> T {
         eventually(what, async || self.sessions.lock().unwrap().get(&id).and_then(&read)).await
     }
 
-    pub fn session_count(&self) -> usize {
+    /// What `read` finds now.
+    pub(crate) fn now<T>(&self, id: SessionId, read: impl Fn(&Session) -> T) -> Option<T> {
+        self.sessions.lock().unwrap().get(&id).map(read)
+    }
+
+    pub(crate) fn session_count(&self) -> usize {
         self.sessions.lock().unwrap().len()
     }
 
     /// The next access units are made but not published.
-    pub fn lose(&self, id: SessionId, units: u64) {
+    pub(crate) fn lose(&self, id: SessionId, units: u64) {
         self.sessions.lock().unwrap().get_mut(&id).unwrap().skip = units;
     }
 
-    pub async fn tell(&self, id: SessionId, event: Event) {
+    pub(crate) async fn tell(&self, id: SessionId, event: Event) {
         publish_event(&self.bus, id, event).await;
     }
 
-    pub async fn end(&self, id: SessionId, reason: Reason, message: &str) {
+    pub(crate) async fn end(&self, id: SessionId, reason: Reason, message: &str) {
         let error: Option<ClientError> = Some(Error::new(reason, message).for_client());
         self.tell(id, Event::State { state: SessionState::Ended, error }).await;
     }
 
     /// As if the processes were killed: nothing more is said or answered.
-    pub fn die(self) {
+    pub(crate) fn die(self) {
         drop(self);
     }
 }

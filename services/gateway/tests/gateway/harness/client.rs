@@ -11,7 +11,10 @@ use rtc::peer_connection::configuration::setting_engine::SettingEngineBuilder;
 use rtc::peer_connection::sdp::RTCSessionDescription;
 use rtc::rtcp::payload_feedbacks::picture_loss_indication::PictureLossIndication;
 use rtc::rtp::Packet;
-use rtc::rtp_transceiver::rtp_sender::{RTCPFeedback, RTCRtpCodec, RTCRtpCodecParameters, RtpCodecKind};
+use rtc::rtp_transceiver::rtp_sender::{
+    RTCPFeedback, RTCRtpCodec, RTCRtpCodecParameters, RTCRtpCodingParameters, RTCRtpEncodingParameters,
+    RtpCodecKind,
+};
 use rtc::rtp_transceiver::{RTCRtpTransceiverDirection, RTCRtpTransceiverInit};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -25,11 +28,11 @@ use webrtc::peer_connection::{
 
 use super::{Gateway, PATIENCE};
 
-pub struct Viewer {
-    pub connection: Arc<dyn PeerConnection>,
-    pub id: SessionId,
-    pub answer: String,
-    pub channel: Arc<dyn DataChannel>,
+pub(crate) struct Viewer {
+    pub(crate) connection: Arc<dyn PeerConnection>,
+    pub(crate) id: SessionId,
+    pub(crate) answer: String,
+    pub(crate) channel: Arc<dyn DataChannel>,
     packets: mpsc::Receiver<Packet>,
     messages: mpsc::Receiver<Value>,
     track: Arc<Mutex<Option<Arc<dyn TrackRemote>>>>,
@@ -38,11 +41,11 @@ pub struct Viewer {
 
 /// What a viewer asks for.
 #[derive(Clone)]
-pub struct Wish {
-    pub codecs: Vec<VideoCodec>,
-    pub direction: RTCRtpTransceiverDirection,
-    pub audio: bool,
-    pub parameters: Value,
+pub(crate) struct Wish {
+    pub(crate) codecs: Vec<VideoCodec>,
+    pub(crate) direction: RTCRtpTransceiverDirection,
+    pub(crate) audio: bool,
+    pub(crate) parameters: Value,
 }
 
 impl Default for Wish {
@@ -55,6 +58,9 @@ impl Default for Wish {
         }
     }
 }
+
+/// Not a server's message: the channel is open.
+const OPENED: &str = "opened";
 
 struct Handler {
     gathered: mpsc::Sender<()>,
@@ -88,24 +94,29 @@ impl PeerConnectionEventHandler for Handler {
     }
 }
 
-fn engine(wish: &Wish) -> MediaEngine {
-    let mut engine = MediaEngine::default();
+fn video_codec(codec: VideoCodec) -> (RTCRtpCodec, u8) {
+    let (name, fmtp, payload_type) = match codec {
+        VideoCodec::H264 => {
+            ("video/H264", "level-asymmetry-allowed=1;packetization-mode=1;profile-level-id=42e01f", 102)
+        }
+        VideoCodec::Vp8 => ("video/VP8", "", 96),
+    };
     let feedback =
         |typ: &str, parameter: &str| RTCPFeedback { typ: typ.to_owned(), parameter: parameter.to_owned() };
+    let codec = RTCRtpCodec {
+        mime_type: name.to_owned(),
+        clock_rate: 90_000,
+        channels: 0,
+        sdp_fmtp_line: fmtp.to_owned(),
+        rtcp_feedback: vec![feedback("nack", ""), feedback("nack", "pli"), feedback("goog-remb", "")],
+    };
+    (codec, payload_type)
+}
+
+fn engine(wish: &Wish) -> MediaEngine {
+    let mut engine = MediaEngine::default();
     for codec in &wish.codecs {
-        let (name, fmtp, payload_type) = match codec {
-            VideoCodec::H264 => {
-                ("video/H264", "level-asymmetry-allowed=1;packetization-mode=1;profile-level-id=42e01f", 102)
-            }
-            VideoCodec::Vp8 => ("video/VP8", "", 96),
-        };
-        let rtp_codec = RTCRtpCodec {
-            mime_type: name.to_owned(),
-            clock_rate: 90_000,
-            channels: 0,
-            sdp_fmtp_line: fmtp.to_owned(),
-            rtcp_feedback: vec![feedback("nack", ""), feedback("nack", "pli"), feedback("goog-remb", "")],
-        };
+        let (rtp_codec, payload_type) = video_codec(*codec);
         engine
             .register_codec(RTCRtpCodecParameters { rtp_codec, payload_type }, RtpCodecKind::Video)
             .unwrap();
@@ -152,7 +163,15 @@ impl Viewer {
                 .unwrap(),
         );
         let channel = connection.create_data_channel("parameters", None).await.unwrap();
-        let init = |direction| Some(RTCRtpTransceiverInit { direction, ..RTCRtpTransceiverInit::default() });
+        let encoding = || RTCRtpEncodingParameters {
+            rtp_coding_parameters: RTCRtpCodingParameters { ssrc: Some(77), ..Default::default() },
+            codec: video_codec(wish.codecs[0]).0,
+            ..Default::default()
+        };
+        let init = |direction: RTCRtpTransceiverDirection| {
+            let send_encodings = if direction.has_send() { vec![encoding()] } else { Vec::new() };
+            Some(RTCRtpTransceiverInit { direction, send_encodings, ..RTCRtpTransceiverInit::default() })
+        };
         connection.add_transceiver_from_kind(RtpCodecKind::Video, init(wish.direction)).await.unwrap();
         if wish.audio {
             let recvonly = init(RTCRtpTransceiverDirection::Recvonly);
@@ -177,14 +196,14 @@ impl Viewer {
     }
 
     /// An offer as a body, with nobody behind it.
-    pub async fn offer_body(wish: &Wish) -> Value {
+    pub(crate) async fn offer_body(wish: &Wish) -> Value {
         let (viewer, sdp) = Self::offer(wish).await;
         viewer.connection.close().await.unwrap();
         json!({"sdp": sdp, "type": "offer", "initialParameters": wish.parameters})
     }
 
     /// Connects, or gives the refusal.
-    pub async fn connect(gateway: &Gateway, wish: Wish) -> Result<Self, (u16, Value)> {
+    pub(crate) async fn connect(gateway: &Gateway, wish: Wish) -> Result<Self, (u16, Value)> {
         let (mut viewer, sdp) = Self::offer(&wish).await;
         let body = json!({"sdp": sdp, "type": "offer", "initialParameters": wish.parameters});
         let (status, answer) = gateway.post("/api/v1/webrtc/offer", &body).await;
@@ -198,29 +217,30 @@ impl Viewer {
         let answer = RTCSessionDescription::answer(viewer.answer.clone()).unwrap();
         viewer.connection.set_remote_description(answer).await.unwrap();
         viewer.reach(RTCPeerConnectionState::Connected).await;
+        viewer.message(OPENED).await;
         Ok(viewer)
     }
 
-    pub async fn reach(&mut self, wanted: RTCPeerConnectionState) {
+    pub(crate) async fn reach(&mut self, wanted: RTCPeerConnectionState) {
         let reached = async { while self.states.recv().await.expect("the connection lives") != wanted {} };
         timeout(PATIENCE, reached).await.unwrap_or_else(|_| panic!("{wanted} is not reached"));
     }
 
-    pub async fn packet(&mut self) -> Packet {
+    pub(crate) async fn packet(&mut self) -> Packet {
         timeout(PATIENCE, self.packets.recv()).await.expect("a packet in time").expect("a packet")
     }
 
     /// Forgets the packets that are already here.
-    pub fn skip_packets(&mut self) {
+    pub(crate) fn skip_packets(&mut self) {
         while self.packets.try_recv().is_ok() {}
     }
 
     /// The next message of this type.
-    pub async fn message(&mut self, kind: &str) -> Value {
+    pub(crate) async fn message(&mut self, kind: &str) -> Value {
         self.message_within(kind, PATIENCE).await
     }
 
-    pub async fn message_within(&mut self, kind: &str, wait: Duration) -> Value {
+    pub(crate) async fn message_within(&mut self, kind: &str, wait: Duration) -> Value {
         let found = async {
             loop {
                 let message = self.messages.recv().await.expect("the channel is open");
@@ -232,11 +252,11 @@ impl Viewer {
         timeout(wait, found).await.unwrap_or_else(|_| panic!("no {kind} within {wait:?}"))
     }
 
-    pub async fn say(&self, text: &str) {
+    pub(crate) async fn say(&self, text: &str) {
         self.channel.send_text(text).await.unwrap();
     }
 
-    pub async fn ask_for_a_keyframe(&mut self) {
+    pub(crate) async fn ask_for_a_keyframe(&mut self) {
         let media_ssrc = self.packet().await.header.ssrc;
         let track = self.track.lock().unwrap().clone().unwrap();
         let request = PictureLossIndication { sender_ssrc: 0, media_ssrc };
@@ -246,8 +266,11 @@ impl Viewer {
 
 async fn read_channel(channel: Arc<dyn DataChannel>, messages: mpsc::Sender<Value>) {
     while let Some(event) = channel.poll().await {
-        if let DataChannelEvent::OnMessage(message) = event {
-            let _ = messages.try_send(serde_json::from_slice(&message.data).unwrap());
-        }
+        let message = match event {
+            DataChannelEvent::OnOpen => json!({"type": OPENED}),
+            DataChannelEvent::OnMessage(message) => serde_json::from_slice(&message.data).unwrap(),
+            _ => continue,
+        };
+        let _ = messages.try_send(message);
     }
 }

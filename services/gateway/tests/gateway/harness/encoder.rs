@@ -13,15 +13,15 @@ use vpx_sys::{
     vpx_codec_vp8_cx, vpx_image_t, vpx_img_fmt, vpx_img_wrap, vpx_kf_mode,
 };
 
-pub const SIDE: usize = 128;
+pub(crate) const SIDE: usize = 128;
 
-pub enum TestEncoder {
+pub(crate) enum TestEncoder {
     H264(Box<Encoder>, u64),
     Vp8(Vp8),
 }
 
 impl TestEncoder {
-    pub fn new(codec: VideoCodec) -> Self {
+    pub(crate) fn new(codec: VideoCodec) -> Self {
         match codec {
             VideoCodec::H264 => Self::H264(Box::new(Encoder::new().unwrap()), 0),
             VideoCodec::Vp8 => Self::Vp8(Vp8::new()),
@@ -29,7 +29,7 @@ impl TestEncoder {
     }
 
     /// Whether it is a keyframe, and the coded bytes.
-    pub fn encode(&mut self, force_keyframe: bool) -> (bool, Vec<u8>) {
+    pub(crate) fn encode(&mut self, force_keyframe: bool) -> (bool, Vec<u8>) {
         match self {
             Self::H264(encoder, frame) => {
                 if force_keyframe && *frame > 0 {
@@ -54,7 +54,7 @@ fn pattern(frame: u64) -> Vec<u8> {
     luma.chain((0..SIDE * SIDE / 2).map(|i| ((i + at) % 200) as u8)).collect()
 }
 
-pub struct Vp8 {
+pub(crate) struct Vp8 {
     context: Box<vpx_codec_ctx_t>,
     frame: u64,
 }

@@ -1,9 +1,9 @@
 //! What the tests share: a broker, a cell, a gateway, viewers.
 
-pub mod cell;
-pub mod client;
-pub mod encoder;
-pub mod nats;
+pub(crate) mod cell;
+pub(crate) mod client;
+pub(crate) mod encoder;
+pub(crate) mod nats;
 
 use std::net::SocketAddr;
 use std::sync::OnceLock;
@@ -20,10 +20,10 @@ use tokio_util::sync::CancellationToken;
 use nats::Nats;
 
 /// Long enough for a loaded machine; conditions end waits early.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Waits until `probe` gives a value.
-pub async fn eventually<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
+pub(crate) async fn eventually<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
     let poll = async {
         loop {
             if let Some(value) = probe().await {
@@ -35,15 +35,15 @@ pub async fn eventually<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>
     timeout(PATIENCE, poll).await.unwrap_or_else(|_| panic!("not within {PATIENCE:?}: {what}"))
 }
 
-pub struct Gateway {
-    pub url: String,
-    pub http: reqwest::Client,
+pub(crate) struct Gateway {
+    pub(crate) url: String,
+    pub(crate) http: reqwest::Client,
     stop: CancellationToken,
     finished: JoinHandle<Outcome>,
 }
 
 impl Gateway {
-    pub async fn start(nats: &Nats, change: impl FnOnce(&mut Config)) -> Self {
+    pub(crate) async fn start(nats: &Nats, change: impl FnOnce(&mut Config)) -> Self {
         static METRICS: OnceLock<Metrics> = OnceLock::new();
         let metrics = METRICS.get_or_init(|| Metrics::install("gateway").unwrap()).clone();
         let mut config = Config::default();
@@ -57,34 +57,34 @@ impl Gateway {
         Self { url: format!("http://{address}"), http: reqwest::Client::new(), stop, finished }
     }
 
-    pub async fn ready(&self) {
+    pub(crate) async fn ready(&self) {
         eventually("the gateway is ready", async || (self.get("/ready").await.0 == 200).then_some(())).await;
     }
 
-    pub async fn get(&self, path: &str) -> (u16, Value) {
+    pub(crate) async fn get(&self, path: &str) -> (u16, Value) {
         answer(self.http.get(self.url.clone() + path)).await
     }
 
-    pub async fn post(&self, path: &str, body: &Value) -> (u16, Value) {
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> (u16, Value) {
         answer(self.http.post(self.url.clone() + path).json(body)).await
     }
 
-    pub async fn patch(&self, path: &str, body: &Value) -> (u16, Value) {
+    pub(crate) async fn patch(&self, path: &str, body: &Value) -> (u16, Value) {
         answer(self.http.patch(self.url.clone() + path).json(body)).await
     }
 
-    pub async fn delete(&self, path: &str) -> u16 {
+    pub(crate) async fn delete(&self, path: &str) -> u16 {
         answer(self.http.delete(self.url.clone() + path)).await.0
     }
 
     /// Asks it to stop and waits until it has.
-    pub async fn stop(self) -> Outcome {
+    pub(crate) async fn stop(self) -> Outcome {
         self.stop.cancel();
         timeout(Duration::from_secs(5), self.finished).await.expect("gone within 5 s").unwrap()
     }
 }
 
-pub async fn answer(request: reqwest::RequestBuilder) -> (u16, Value) {
+pub(crate) async fn answer(request: reqwest::RequestBuilder) -> (u16, Value) {
     let response = request.send().await.unwrap();
     let status = response.status().as_u16();
     let body = response.bytes().await.unwrap();
