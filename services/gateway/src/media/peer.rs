@@ -112,18 +112,16 @@ impl Peer {
         let address = std::net::SocketAddr::new(config.bind, port.number()).to_string();
         let built = async {
             let (engine, registry) = media(config, offer, &feedback)?;
-            let connection: Arc<dyn PeerConnection> = Arc::new(
-                PeerConnectionBuilder::new()
-                    .with_configuration(RTCConfigurationBuilder::new().with_ice_servers(stun(config)).build())
-                    .with_media_engine(engine)
-                    .with_setting_engine(settings())
-                    .with_interceptor_registry(registry)
-                    .with_handler(Arc::new(handler))
-                    .with_udp_addrs(vec![address])
-                    .with_data_channel_send_buffer_limit(CHANNEL_BUFFER)
-                    .build()
-                    .await?,
-            );
+            let building = PeerConnectionBuilder::new()
+                .with_configuration(RTCConfigurationBuilder::new().with_ice_servers(stun(config)).build())
+                .with_media_engine(engine)
+                .with_setting_engine(settings())
+                .with_interceptor_registry(registry)
+                .with_handler(Arc::new(handler))
+                .with_udp_addrs(vec![address])
+                .with_data_channel_send_buffer_limit(CHANNEL_BUFFER)
+                .build();
+            let connection: Arc<dyn PeerConnection> = Arc::new(Box::pin(building).await?);
             let track = Arc::new(TrackLocalStaticRTP::new(stream(offer)));
             let sender = connection.add_track(Arc::clone(&track) as Arc<dyn TrackLocal>).await?;
             Ok((connection, track, sender))
