@@ -26,6 +26,8 @@ pub(crate) struct LeaderView {
     pub epoch: Option<MeshEpoch>,
     pub phase: MeshPhase,
     pub waiting_for: Option<String>,
+    /// When this was heard.
+    pub at: Instant,
 }
 
 impl LeaderView {
@@ -93,12 +95,16 @@ impl Cell {
 
     /// The leader of the newest epoch heard lately.
     pub(crate) fn leader(&self, now: Instant) -> Option<LeaderView> {
-        let leaders = self.processes(now).into_iter().filter(|status| status.role == Role::MeshLeader);
-        let mesh = leaders.filter_map(|status| status.mesh.map(|mesh| (mesh, status.waiting_for)));
-        mesh.max_by_key(|(mesh, _)| mesh.epoch).map(|(mesh, waiting_for)| LeaderView {
+        let heard = self.lock();
+        let fresh = |at: &Instant| now.saturating_duration_since(*at) < TIMEOUT;
+        let leaders =
+            heard.processes.values().filter(|(status, at)| status.role == Role::MeshLeader && fresh(at));
+        let mesh = leaders.filter_map(|(status, at)| Some((status.mesh.as_ref()?, status, at)));
+        mesh.max_by_key(|(mesh, ..)| mesh.epoch).map(|(mesh, status, at)| LeaderView {
             epoch: mesh.epoch,
             phase: mesh.phase,
-            waiting_for,
+            waiting_for: status.waiting_for.clone(),
+            at: *at,
         })
     }
 

@@ -39,7 +39,7 @@ pub(crate) struct Stage0Section {
 impl Default for Stage0Section {
     fn default() -> Self {
         Self {
-            max_sessions: 1,
+            max_sessions: 2,
             pause_without_viewer_s: 10,
             end_without_viewer_s: 60,
             min_bitrate_kbps: 50,

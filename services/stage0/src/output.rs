@@ -127,6 +127,13 @@ impl Output {
         }
     }
 
+    /// Waits until no more than a chunk waits to be sent, at most for `limit`. Returns whether it is so.
+    pub(crate) fn wait_for_room(&self, limit: Duration) -> bool {
+        let full = |state: &mut State| state.queue.len() > self.shared.chunk_frames;
+        let waited = self.shared.changed.wait_timeout_while(self.shared.lock(), limit, full);
+        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+    }
+
     pub(crate) fn flush_before(&self, epoch: CacheEpoch) {
         self.shared.lock().queue.flush_before(epoch);
     }
@@ -234,6 +241,7 @@ impl<S: MediaSink> Sender<S> {
                 let due = state.pacer.due(state.queue.len(), self.shared.chunk_frames, now);
                 if due <= now {
                     let frame = state.queue.pop()?;
+                    self.shared.changed.notify_all();
                     return Some(take(&mut state, frame, due, now));
                 }
                 wait = due - now;
@@ -405,6 +413,16 @@ mod tests {
         fixture.output.pause(false);
         let next = fixture.parts.recv_timeout(WAIT).unwrap();
         assert_eq!((next.keyframe, next.frame, next.sequence), (false, 1, 2));
+    }
+
+    #[test]
+    fn there_is_room_once_no_more_than_a_chunk_waits() {
+        let fixture = start();
+        fixture.output.pause(true);
+        (0..13).for_each(|n| fixture.output.push(frame(0, n)));
+        assert!(!fixture.output.wait_for_room(Duration::from_millis(1)));
+        fixture.output.pause(false);
+        assert!(fixture.output.wait_for_room(WAIT));
     }
 
     #[test]

@@ -143,17 +143,32 @@ impl Session {
             let kept = arrived.take().filter(|_| !self.parts.mailbox.wants_reset());
             let mut decoding = kept.map(|chunk| self.decode_head(chunk)).transpose()?;
             if self.must_wait(Instant::now()) {
-                if let Some(decoding) = decoding.as_mut() {
+                // Without a mesh the picture goes on for as long as there is one; a pause holds it where it is.
+                let paused = self.parts.mailbox.should_pause(Instant::now());
+                if let Some(decoding) = decoding.as_mut().filter(|_| !paused) {
                     self.decode_rest(decoding, Instant::now())?;
                 }
                 self.wait_to_start()?;
             }
+            self.wait_for_room()?;
             let started = self.start(decoding.as_ref())?;
             if let Some(decoding) = decoding.as_mut().filter(|_| !started.is_cut()) {
                 self.decode_rest(decoding, started.at())?;
             }
             arrived = Some(self.complete(started)?);
         }
+    }
+
+    /// Frames that are made faster than they are shown would only be dropped.
+    fn wait_for_room(&self) -> Result<(), Stop> {
+        while !self.parts.output.wait_for_room(Duration::from_millis(20)) {
+            let now = Instant::now();
+            self.parts.mailbox.check(now)?;
+            if self.parts.mailbox.wants_reset() || self.parts.mailbox.should_pause(now) {
+                break;
+            }
+        }
+        Ok(())
     }
 
     fn must_wait(&self, now: Instant) -> bool {

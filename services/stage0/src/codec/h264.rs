@@ -34,7 +34,7 @@ impl H264Encoder {
             .scene_change_detect(false)
             .num_threads(1)
             .vui(VuiConfig::bt601());
-        let encoder = Encoder::with_api_config(OpenH264API::from_source(), config).map_err(error)?;
+        let encoder = Encoder::with_api_config(OpenH264API::from_source(), config).map_err(|e| error(&e))?;
         Ok(Self { encoder, kbps, started: false })
     }
 
@@ -53,7 +53,7 @@ impl H264Encoder {
     }
 }
 
-fn error(e: openh264::Error) -> CodecError {
+fn error(e: &openh264::Error) -> CodecError {
     CodecError::new("h264", e.to_string())
 }
 
@@ -64,7 +64,7 @@ impl VideoEncoder for H264Encoder {
         }
         let (width, height) = (picture.width(), picture.height());
         let source = YUVSlices::new(picture.planes(), (width, height), (width, width / 2, width / 2));
-        let stream = self.encoder.encode(&source).map_err(error)?;
+        let stream = self.encoder.encode(&source).map_err(|e| error(&e))?;
         self.started = true;
         let keyframe = matches!(stream.frame_type(), FrameType::IDR);
         Ok(AccessUnit { keyframe, data: stream.to_vec() })

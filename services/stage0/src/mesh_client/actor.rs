@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use bus::Bus;
 use contract::envelope::{Action as Ask, HelloReply, Reply, ResultV1};
-use contract::error::{Error, Reason};
+use contract::error::{Class, Error, Reason};
 use contract::ids::{CallId, CellId, InstanceId};
 use contract::model::ModelInfo;
 use contract::{Budget, Deadline, subjects};
@@ -61,6 +61,7 @@ pub(crate) fn start(settings: Settings, bus: Bus, cell: Cell, shutdown: Shutdown
         known: DigestCache::new(CONDITIONINGS),
         current: None,
         tickets: 0,
+        doubt: None,
         refused: None,
         session_slots: 0,
         answers: FuturesUnordered::new(),
@@ -90,6 +91,8 @@ struct Actor {
     known: DigestCache<()>,
     current: Option<Current>,
     tickets: u64,
+    /// A call failed then in a way that leaves open whether the mesh still stands.
+    doubt: Option<Instant>,
     /// Why there is no lease.
     refused: Option<Error>,
     session_slots: u32,
@@ -157,7 +160,12 @@ impl Actor {
         let with_conditioning = retried || self.known.touch(&digest).is_none();
         let placed = match Placed::write(job, link, with_conditioning) {
             Ok(placed) => placed,
-            Err((job, error)) => return job.mailbox.deliver(Outcome::failed(error)),
+            Err(refused) => {
+                let (job, error) = *refused;
+                self.doubt = Some(Instant::now());
+                self.show();
+                return job.mailbox.deliver(Outcome::failed(error));
+            }
         };
         self.known.insert(digest, ());
         self.tickets += 1;
@@ -198,6 +206,7 @@ impl Actor {
             Action::Ready(hello) => {
                 info!(lease = %hello.lease, world_size = %hello.world_size, "the mesh takes calls");
                 self.session_slots = hello.session_slots;
+                self.doubt = None;
                 self.refused = None;
             }
             Action::Refused(error) => {
@@ -270,7 +279,15 @@ impl Actor {
                 self.known.clear();
                 self.begin(current.placed.job, true);
             }
-            result => current.placed.job.mailbox.deliver(Outcome { result }),
+            result => {
+                if result.as_ref().is_err_and(|e| {
+                    matches!(e.class(), Class::Aborted | Class::Unavailable | Class::Conflict)
+                }) {
+                    self.doubt = Some(Instant::now());
+                }
+                self.show();
+                current.placed.job.mailbox.deliver(Outcome { result });
+            }
         }
     }
 
@@ -300,6 +317,9 @@ impl Actor {
         if self.controller.attached().is_none() {
             let why = self.refused.as_ref().map_or_else(|| "asked for".to_owned(), ToString::to_string);
             return Some(format!("mesh: lease ({why})"));
+        }
+        if self.doubt.is_some_and(|since| leader.at <= since) {
+            return Some("mesh: its state after a fault".to_owned());
         }
         self.controller.quarantined().map(|call| format!("mesh: end of call {call}"))
     }

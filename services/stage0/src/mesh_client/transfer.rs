@@ -28,7 +28,7 @@ impl Placed {
         mut job: Job,
         link: &mut dyn LatentLink,
         with_conditioning: bool,
-    ) -> Result<Self, (Job, Error)> {
+    ) -> Result<Self, Box<(Job, Error)>> {
         let started = Instant::now();
         let mut specs = Vec::new();
         for (key, tensor) in &job.tensors {
@@ -39,7 +39,7 @@ impl Placed {
                 Ok(spec) => specs.push(spec),
                 Err(error) => {
                     give_back(link, &specs);
-                    return Err((job, error));
+                    return Err(Box::new((job, error)));
                 }
             }
         }

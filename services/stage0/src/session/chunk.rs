@@ -177,6 +177,7 @@ impl Session {
     /// Sends the same chunk again, in the cache epoch that holds now.
     pub(super) fn resend(&mut self, started: &mut Started) -> Result<(), Stop> {
         started.position = self.history.next();
+        started.at = Instant::now();
         self.submit(started)
     }
 
