@@ -207,11 +207,14 @@ mod tests {
     #[test]
     fn the_subject_of_a_permission_error_is_read_from_the_brokers_text() {
         for (text, refused) in [
-            (r#"Permissions Violation for Publish to "km.v1.a""#, Refused::Publish),
-            (r#"Permissions Violation for Subscription to "km.v1.a" using queue "q""#, Refused::Subscribe),
+            (r#"Permissions Violation for Publish to "some.subject""#, Refused::Publish),
+            (
+                r#"Permissions Violation for Subscription to "some.subject" using queue "q""#,
+                Refused::Subscribe,
+            ),
         ] {
             let violation = Violation::parse(text).unwrap();
-            assert_eq!((violation.refused, violation.subject.as_str()), (refused, "km.v1.a"));
+            assert_eq!((violation.refused, violation.subject.as_str()), (refused, "some.subject"));
         }
         assert!(Violation::parse("Stale Connection").is_none());
     }

@@ -58,7 +58,7 @@ impl Rig {
     }
 
     fn form(&mut self) {
-        self.join();
+        self.join().expect("a worker that fits is taken");
         self.beat();
         let epoch = self.epoch;
         self.tell(Input::Loaded { epoch, result: Ok(()) });

@@ -243,7 +243,7 @@ fn without_its_leader_a_worker_drops_the_epoch_keeps_its_shard_and_asks_again() 
 fn the_watchdog_aborts_what_runs_and_the_engine_must_be_idle_before_it_joins_again() {
     let mut rig = Rig::ready();
     rig.plan(&plan(1)).unwrap();
-    rig.go(&plan(1));
+    assert!(rig.go(&plan(1)).0.is_ok());
     let actions = rig.pass(Timing::default().watchdog + ms(100));
     assert!(actions.iter().any(|a| matches!(a, Action::Abort { .. })));
     assert!(!actions.iter().any(|a| matches!(a, Action::AskJoin(_))));
@@ -256,7 +256,7 @@ fn the_watchdog_aborts_what_runs_and_the_engine_must_be_idle_before_it_joins_aga
 fn an_engine_that_does_not_come_back_needs_a_restart() {
     let mut rig = Rig::ready();
     rig.plan(&plan(1)).unwrap();
-    rig.go(&plan(1));
+    assert!(rig.go(&plan(1)).0.is_ok());
     rig.tell(Input::LeaderGone { epoch: EPOCH, why: "connection closed".into() });
     let timing = Timing::default();
     let (code, _) = exit_of(&rig.pass(timing.abort + timing.connect + ms(100))).unwrap();
@@ -313,7 +313,7 @@ fn failed_weights_end_the_rank_and_a_failed_meeting_does_not() {
 fn asked_to_stop_a_worker_finishes_its_run_and_ends_with_0() {
     let mut rig = Rig::ready();
     rig.plan(&plan(1)).unwrap();
-    rig.go(&plan(1));
+    assert!(rig.go(&plan(1)).0.is_ok());
     assert_eq!(exit_of(&rig.tell(Input::Drain)), None);
     assert!(rig.worker.view().draining);
     let actions = rig.tell(Input::Ran { epoch: EPOCH, plan_id: PlanId(1), result: Ok(()) });
@@ -321,7 +321,7 @@ fn asked_to_stop_a_worker_finishes_its_run_and_ends_with_0() {
 
     let mut stuck = Rig::ready();
     stuck.plan(&plan(1)).unwrap();
-    stuck.go(&plan(1));
+    assert!(stuck.go(&plan(1)).0.is_ok());
     stuck.tell(Input::Drain);
     assert_eq!(exit_of(&stuck.pass(Timing::default().drain + ms(100))).unwrap().0, ExitCode::Asked);
 }
