@@ -1,6 +1,8 @@
 //! The broker's side: a stranger with a NATS client finds the services, reads the cell's state, and may do no more than
 //! its account allows.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 

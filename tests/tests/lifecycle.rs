@@ -1,5 +1,7 @@
 //! Starting, stopping, and dying: each process tells the truth about itself and its peers.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
+
 use std::time::{Duration, Instant};
 
 use contract::envelope::{Action, EnvelopeV1, Reply};

@@ -1,5 +1,7 @@
 //! Parameters and chunks: what a session does with what it is told. Exact, by the digests of the latents.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
+
 use std::time::Duration;
 
 use contract::event::{ChunkReport, Event, SessionState};

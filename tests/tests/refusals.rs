@@ -1,5 +1,7 @@
 //! What cannot be served is refused to the one who asked, by name, and changes nothing.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
+
 use std::time::Duration;
 
 use serde_json::{Value, json};

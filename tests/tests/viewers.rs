@@ -1,5 +1,7 @@
 //! Real WebRTC clients see moving pictures.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
+
 use std::time::Duration;
 
 use serde_json::Value;
