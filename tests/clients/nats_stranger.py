@@ -8,14 +8,18 @@ import nats
 from nats.errors import NoRespondersError, TimeoutError as NatsTimeout
 
 
-async def connect(args, user, errors):
-    async def on_error(error):
+def keeper(errors):
+    async def keep(error):
         errors.append(str(error))
 
+    return keep
+
+
+async def connect(args, user, errors):
     with open(f"{args.credentials}/{user}.password") as file:
         password = file.read().strip()
     return await nats.connect(
-        args.url, user=user, password=password, inbox_prefix=f"_INBOX_{user}".encode(), error_cb=on_error
+        args.url, user=user, password=password, inbox_prefix=f"_INBOX_{user}".encode(), error_cb=keeper(errors)
     )
 
 
@@ -38,11 +42,27 @@ async def services(client):
 
 async def main(args):
     errors = []
+    guest = await nats.connect(args.url, error_cb=keeper(errors))
+    seen = await guest.request(f"km.v1.ops.{args.cell}.status", b"", timeout=5)
+    guest_status = json.loads(seen.data)
+    errors.clear()
+    try:
+        await guest.request(f"km.v1.ops.{args.cell}.shutdown", b"", timeout=1)
+        guest_shutdown = "answered"
+    except (NatsTimeout, NoRespondersError) as error:
+        guest_shutdown = type(error).__name__
+    guest_errors = list(errors)
+    await guest.close()
+    errors.clear()
+
     ops = await connect(args, "ops", errors)
     info = await services(ops)
     status = await ops.request(f"km.v1.ops.{args.cell}.status", b"", timeout=5)
     bad = await ops.request(f"km.v1.ops.{args.cell}.reset", b'{"session": 7}', timeout=5)
     result = {
+        "guest_status": guest_status,
+        "guest_shutdown": guest_shutdown,
+        "guest_errors": guest_errors,
         "services": info,
         "status": json.loads(status.data),
         "bad_headers": dict(bad.headers or {}),

@@ -27,6 +27,12 @@ async fn a_stranger_discovers_asks_and_is_refused_as_the_account_says() {
     assert_eq!(seen["status"]["ready"], true);
     assert_eq!(seen["status"]["processes"].as_array().unwrap().len(), 4, "{}", seen["status"]);
 
+    // Without a user one may look, and touch nothing.
+    assert_eq!(seen["guest_status"]["cell"], "cell0");
+    assert_ne!(seen["guest_shutdown"], "answered");
+    let refused = seen["guest_errors"].to_string().to_lowercase();
+    assert!(refused.contains("permissions violation"), "{refused}");
+
     assert_eq!(seen["bad_headers"]["Nats-Service-Error-Code"], "400", "{}", seen["bad_headers"]);
     assert!(seen["bad_body"].as_str().unwrap().contains('7'), "{}", seen["bad_body"]);
 
