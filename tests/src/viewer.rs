@@ -99,7 +99,7 @@ impl Viewer {
         if self.seen.elapsed() > WATCHING {
             self.seen = Instant::now();
             // A session that ended refuses this; its end is among the events.
-            let _ = self.control(Control::Viewer { watching: true }).await;
+            let _ = self.control(Control::Viewer).await;
         }
         let inbound = tokio::time::timeout(PATIENCE, self.events.next()).await;
         let inbound = inbound.expect("an event within 30 s").expect("a subscription that lives");

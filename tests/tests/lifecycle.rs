@@ -5,6 +5,7 @@
 use std::time::{Duration, Instant};
 
 use contract::envelope::{Action, EnvelopeV1, Reply};
+use contract::event::{Event, SessionState};
 use contract::{Budget, CONTRACT_VERSION, CallId, Deadline, InstanceId, MeshEpoch, Reason, subjects};
 use serde_json::json;
 use system_tests::{Cell, Signal, Viewer, python, wait};
@@ -150,4 +151,29 @@ async fn mesh_epoch(cell: &Cell) -> MeshEpoch {
         }
     })
     .await
+}
+
+/// What a gateway that was killed leaves behind: a session whose viewer nobody speaks for any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_nobody_watches_gives_its_place_to_the_next_viewer() {
+    let cell = Cell::builder()
+        .env("stage0", "KINEMESH_STAGE0__MAX_SESSIONS", "1")
+        .env("stage0", "KINEMESH_STAGE0__PAUSE_WITHOUT_VIEWER_S", "1")
+        .ready()
+        .await;
+    let bus = cell.bus("gateway").await;
+    let fox = json!({"prompts": [{"text": "a fox"}]});
+    let mut orphan = Viewer::open(&bus, &cell.id(), &fox).await;
+    orphan
+        .event_where(|event| matches!(event, Event::State { state: SessionState::Paused, .. }).then_some(()))
+        .await;
+    let mut next = Viewer::open(&bus, &cell.id(), &fox).await;
+    next.chunk().await;
+    let error = orphan
+        .event_where(|event| match event {
+            Event::State { state: SessionState::Ended, error } => Some(error.clone()),
+            _ => None,
+        })
+        .await;
+    assert!(error.is_some_and(|error| error.message.contains("nobody")), "the orphan is told why");
 }

@@ -10,9 +10,8 @@ pub(crate) struct Patience {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Attendance {
+    /// Somebody watches, or did a moment ago.
     Watched,
-    /// Nobody watches, for less than the time to pause.
-    Waiting,
     Paused,
     Over,
 }
@@ -20,33 +19,29 @@ pub(crate) enum Attendance {
 #[derive(Debug)]
 pub(crate) struct Viewers {
     patience: Patience,
-    /// Since when nobody watches.
-    absent: Option<Instant>,
+    /// When somebody was last known to watch.
+    seen: Instant,
 }
 
 impl Viewers {
     /// A new session has no viewer yet.
     pub(crate) fn new(patience: Patience, now: Instant) -> Self {
-        Self { patience, absent: Some(now) }
+        Self { patience, seen: now }
     }
 
-    pub(crate) fn set(&mut self, watching: bool, now: Instant) {
-        if watching {
-            self.absent = None;
-        } else if self.absent.is_none() {
-            self.absent = Some(now);
-        }
+    /// Somebody watches now. Whoever said so may die without a word, so only saying it again keeps it true.
+    pub(crate) fn seen(&mut self, now: Instant) {
+        self.seen = self.seen.max(now);
     }
 
     pub(crate) fn attendance(&self, now: Instant) -> Attendance {
-        let Some(since) = self.absent else { return Attendance::Watched };
-        let absent = now.saturating_duration_since(since);
+        let absent = now.saturating_duration_since(self.seen);
         if absent >= self.patience.end_after {
             Attendance::Over
         } else if absent >= self.patience.pause_after {
             Attendance::Paused
         } else {
-            Attendance::Waiting
+            Attendance::Watched
         }
     }
 }
@@ -65,19 +60,20 @@ mod tests {
         let at = |seconds| viewers.attendance(start + Duration::from_secs(seconds));
         assert_eq!(
             [at(9), at(10), at(59), at(60)],
-            [Attendance::Waiting, Attendance::Paused, Attendance::Paused, Attendance::Over]
+            [Attendance::Watched, Attendance::Paused, Attendance::Paused, Attendance::Over]
         );
     }
 
     #[test]
-    fn a_viewer_stops_the_clock_and_only_the_last_to_leave_starts_it() {
+    fn a_viewer_counts_for_as_long_as_somebody_says_so() {
         let start = Instant::now();
         let later = |seconds| start + Duration::from_secs(seconds);
         let mut viewers = Viewers::new(PATIENCE, start);
-        viewers.set(true, later(50));
-        assert_eq!(viewers.attendance(later(5000)), Attendance::Watched);
-        viewers.set(false, later(100));
-        viewers.set(false, later(109));
-        assert_eq!(viewers.attendance(later(110)), Attendance::Paused);
+        viewers.seen(later(50));
+        viewers.seen(later(47));
+        assert_eq!(viewers.attendance(later(59)), Attendance::Watched);
+        assert_eq!(viewers.attendance(later(60)), Attendance::Paused);
+        viewers.seen(later(61));
+        assert_eq!(viewers.attendance(later(62)), Attendance::Watched);
     }
 }

@@ -36,12 +36,7 @@ impl LeaderView {
     }
 }
 
-#[derive(Default)]
-struct Heard {
-    processes: HashMap<InstanceId, (ProcessStatus, Instant)>,
-    /// Whether a gateway was ever heard.
-    gateway: bool,
-}
+type Heard = HashMap<InstanceId, (ProcessStatus, Instant)>;
 
 /// Clones share what was heard.
 #[derive(Clone, Default)]
@@ -77,17 +72,16 @@ impl Cell {
 
     fn heard(&self, status: ProcessStatus, now: Instant) {
         let mut heard = self.lock();
-        heard.processes.retain(|_, (_, at)| now.saturating_duration_since(*at) < TIMEOUT);
-        heard.gateway |= status.role == Role::Gateway;
-        if heard.processes.len() < PROCESSES || heard.processes.contains_key(&status.instance) {
-            heard.processes.insert(status.instance, (status, now));
+        heard.retain(|_, (_, at)| now.saturating_duration_since(*at) < TIMEOUT);
+        if heard.len() < PROCESSES || heard.contains_key(&status.instance) {
+            heard.insert(status.instance, (status, now));
         }
     }
 
     /// Every process heard lately, by role.
     pub(crate) fn processes(&self, now: Instant) -> Vec<ProcessStatus> {
         let heard = self.lock();
-        let fresh = heard.processes.values().filter(|(_, at)| now.saturating_duration_since(*at) < TIMEOUT);
+        let fresh = heard.values().filter(|(_, at)| now.saturating_duration_since(*at) < TIMEOUT);
         let mut processes: Vec<_> = fresh.map(|(status, _)| status.clone()).collect();
         processes.sort_by_key(|status| (status.role, status.instance));
         processes
@@ -97,8 +91,7 @@ impl Cell {
     pub(crate) fn leader(&self, now: Instant) -> Option<LeaderView> {
         let heard = self.lock();
         let fresh = |at: &Instant| now.saturating_duration_since(*at) < TIMEOUT;
-        let leaders =
-            heard.processes.values().filter(|(status, at)| status.role == Role::MeshLeader && fresh(at));
+        let leaders = heard.values().filter(|(status, at)| status.role == Role::MeshLeader && fresh(at));
         let mesh = leaders.filter_map(|(status, at)| Some((status.mesh.as_ref()?, status, at)));
         mesh.max_by_key(|(mesh, ..)| mesh.epoch).map(|(mesh, status, at)| LeaderView {
             epoch: mesh.epoch,
@@ -106,15 +99,6 @@ impl Cell {
             waiting_for: status.waiting_for.clone(),
             at: *at,
         })
-    }
-
-    /// A gateway was heard once and none is heard now: whoever watched through it does not any more.
-    pub(crate) fn gateway_is_gone(&self, now: Instant) -> bool {
-        let gateway = |(status, at): &(ProcessStatus, Instant)| {
-            status.role == Role::Gateway && now.saturating_duration_since(*at) < TIMEOUT
-        };
-        let heard = self.lock();
-        heard.gateway && !heard.processes.values().any(gateway)
     }
 }
 
@@ -162,14 +146,5 @@ mod tests {
         let leader = cell.leader(now).unwrap();
         assert_eq!((leader.epoch, leader.takes_calls()), (Some(MeshEpoch(5)), false));
         assert_eq!(cell.leader(now + TIMEOUT), None);
-    }
-
-    #[test]
-    fn a_gateway_is_missed_only_if_there_was_one() {
-        let (cell, now) = (Cell::default(), Instant::now());
-        assert!(!cell.gateway_is_gone(now));
-        cell.heard(process(Role::Gateway, None, MeshPhase::Ready), now);
-        assert!(!cell.gateway_is_gone(now));
-        assert!(cell.gateway_is_gone(now + TIMEOUT));
     }
 }

@@ -11,7 +11,6 @@ use runtime::{Readiness, metric_names};
 use tokio::time::MissedTickBehavior;
 use tracing::debug;
 
-use crate::cell::Cell;
 use crate::sessions::Sessions;
 
 pub(crate) struct Heartbeat {
@@ -20,7 +19,6 @@ pub(crate) struct Heartbeat {
     pub instance: InstanceId,
     pub build: String,
     pub sessions: Sessions,
-    pub cell: Cell,
     pub readiness: Readiness,
 }
 
@@ -56,9 +54,6 @@ impl Heartbeat {
             _ if self.sessions.is_closed() => self.readiness.set_waiting("draining"),
             Some(what) => self.readiness.set_waiting(what),
             None => self.readiness.set_ready(),
-        }
-        if self.cell.gateway_is_gone(Instant::now()) {
-            self.sessions.viewers_are_gone();
         }
     }
 

@@ -84,8 +84,14 @@ impl Mailbox {
         self.put(|state| state.paused = paused);
     }
 
-    pub(crate) fn viewer(&self, watching: bool, now: Instant) {
-        self.put(|state| state.viewers.set(watching, now));
+    /// Somebody watches.
+    pub(crate) fn viewer(&self, now: Instant) {
+        self.put(|state| state.viewers.seen(now));
+    }
+
+    /// Nobody has watched for so long that the session makes nothing.
+    pub(crate) fn is_unwatched(&self, now: Instant) -> bool {
+        self.lock().viewers.attendance(now) != Attendance::Watched
     }
 
     /// The answer of the call in flight.
@@ -206,7 +212,7 @@ mod tests {
         let (mailbox, now) = (mailbox(), Instant::now());
         assert!(mailbox.should_pause(now + Duration::from_secs(20)));
         assert_eq!(mailbox.check(now + Duration::from_secs(70)), Err(Ending::NobodyWatches));
-        mailbox.viewer(true, now);
+        mailbox.viewer(now + Duration::from_secs(65));
         assert_eq!(mailbox.check(now + Duration::from_secs(70)), Ok(()));
     }
 

@@ -113,7 +113,7 @@ async fn serve(context: &Context<Config>) -> Result<Option<Running>, Outcome> {
     let create = service.serve("session-create", &subject, CREATING, create).await.map_err(Outcome::from)?;
     let operations = Operations {
         cell_id: cell_id.clone(),
-        cell: cell.clone(),
+        cell,
         sessions: sessions.clone(),
         readiness: readiness.clone(),
         shutdown: shutdown.clone(),
@@ -126,7 +126,6 @@ async fn serve(context: &Context<Config>) -> Result<Option<Running>, Outcome> {
         instance,
         build: context.about.version.to_owned(),
         sessions: sessions.clone(),
-        cell,
         readiness: readiness.clone(),
     };
     tokio::spawn(heartbeat.run());

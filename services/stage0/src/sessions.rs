@@ -25,6 +25,9 @@ use crate::mesh_client::MeshHandle;
 use crate::studio::Studio;
 use live::Live;
 
+/// A session that nobody watches makes nothing, so it ends at once; a gateway waits 5 s for its answer.
+const ROOM_WAIT: Duration = Duration::from_secs(2);
+
 /// What sessions are made with.
 pub(crate) struct Making {
     pub config: Stage0Section,
@@ -125,6 +128,7 @@ impl Sessions {
         if let Some(what) = self.0.making.mesh.view().waiting_for {
             return Err(Error::new(Reason::NotReady, format!("the cell waits for {what}")));
         }
+        self.make_room().await;
         let created = SessionCreated { session: request.session, incarnation: request.incarnation, size };
         let session = request.session;
         let ended = self.admit(request, size)?;
@@ -138,6 +142,23 @@ impl Sessions {
             sessions.remove(session);
         });
         Ok(created)
+    }
+
+    /// If every slot is taken, ends a session that nobody watches: a gateway that died leaves such behind, and whoever
+    /// watched comes back through a new one.
+    async fn make_room(&self) {
+        let (capacity, now) = (self.capacity(), Instant::now());
+        let full = |count: usize| count >= usize::try_from(capacity).unwrap_or(usize::MAX);
+        let unwatched = {
+            let state = self.lock();
+            let found = state.live.iter().find(|(_, live)| live.mailbox.is_unwatched(now));
+            found.filter(|_| full(state.live.len())).map(|(session, _)| *session)
+        };
+        if let Some(session) = unwatched {
+            self.end(session, Ending::NobodyWatches);
+            let mut count = self.0.count.subscribe();
+            let _ = tokio::time::timeout(ROOM_WAIT, count.wait_for(|count| !full(*count))).await;
+        }
     }
 
     /// Takes a slot and starts the session, or says why not.
@@ -209,11 +230,6 @@ impl Sessions {
         let state = self.lock();
         state.live.values().for_each(|live| live.mailbox.reset(Instant::now()));
         Ok(state.live.keys().copied().collect())
-    }
-
-    /// Nobody watches any more, as far as anyone knows.
-    pub(crate) fn viewers_are_gone(&self) {
-        self.lock().live.values().for_each(|live| live.mailbox.viewer(false, Instant::now()));
     }
 
     /// Takes no more sessions and ends those that run, each with `error` as its last event. Returns whose.

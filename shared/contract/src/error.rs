@@ -15,6 +15,7 @@ pub enum Class {
     Unsupported,
     NotFound,
     Unauthenticated,
+    Forbidden,
     FailedPrecondition,
     Conflict,
     DeadlineExceeded,
@@ -25,11 +26,12 @@ pub enum Class {
 }
 
 impl Class {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::InvalidArgument,
         Self::Unsupported,
         Self::NotFound,
         Self::Unauthenticated,
+        Self::Forbidden,
         Self::FailedPrecondition,
         Self::Conflict,
         Self::DeadlineExceeded,
@@ -46,6 +48,7 @@ impl Class {
             Self::Unsupported => "unsupported",
             Self::NotFound => "not_found",
             Self::Unauthenticated => "unauthenticated",
+            Self::Forbidden => "forbidden",
             Self::FailedPrecondition => "failed_precondition",
             Self::Conflict => "conflict",
             Self::DeadlineExceeded => "deadline_exceeded",
@@ -62,6 +65,7 @@ impl Class {
         match self {
             Self::InvalidArgument | Self::Unsupported | Self::FailedPrecondition => 400,
             Self::Unauthenticated => 401,
+            Self::Forbidden => 403,
             Self::NotFound => 404,
             Self::Conflict | Self::Aborted => 409,
             Self::ResourceExhausted => 429,
@@ -120,6 +124,8 @@ reasons! {
     NoSuchSession "no_such_session" NotFound false "No session has this id here.";
     NoSuchResource "no_such_resource" NotFound false "There is no such thing.";
     BadToken "bad_token" Unauthenticated false "The bearer or resume token is missing or wrong.";
+    ForeignOrigin "foreign_origin" Forbidden false "The web page that asks is of an origin that may not use the server.";
+    ForeignHost "foreign_host" Forbidden false "The request names a host that a server on loopback does not answer to.";
     NotLoaded "not_loaded" FailedPrecondition true "The pipeline is not loaded yet.";
     NoLease "no_lease" FailedPrecondition false "The caller holds no lease: HELLO comes first.";
     UnknownConditioning "unknown_conditioning" FailedPrecondition true "The mesh does not hold this conditioning digest: send the tensor.";

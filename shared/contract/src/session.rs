@@ -58,10 +58,9 @@ pub enum Control {
     Bitrate {
         kbps: u32,
     },
-    /// Someone is watching. Without one for 10 s a session pauses, after 60 s it ends.
-    Viewer {
-        watching: bool,
-    },
+    /// Someone is watching. The claim ages, so it is repeated every few seconds: a gateway that died takes its viewers with
+    /// it. A session without one for 10 s pauses, after 60 s it ends.
+    Viewer,
     /// The latest decoded frame as JPEG.
     Frame {
         quality: u8,

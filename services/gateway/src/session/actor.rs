@@ -320,7 +320,7 @@ impl Actor {
             && self.viewer_told.is_none_or(|told| now.saturating_duration_since(told) >= VIEWER_INTERVAL)
         {
             self.viewer_told = Some(now);
-            self.line.queue(Control::Viewer { watching: true });
+            self.line.queue(Control::Viewer);
         }
         if let Some(estimate) = self.peer.feedback.estimate()
             && let Some(kbps) = self.bitrate.estimate(now, estimate)

@@ -71,7 +71,7 @@ async fn control(
             }
             Control::Keyframe => live.output.keyframe(),
             Control::Bitrate { kbps } => live.output.bitrate(kbps.clamp(min, max)),
-            Control::Viewer { watching } => live.mailbox.viewer(watching, received),
+            Control::Viewer => live.mailbox.viewer(received),
             Control::Frame { quality } => return Some((live.output.latest(), quality)),
         }
         None
