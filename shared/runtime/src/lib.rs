@@ -16,8 +16,8 @@ mod signals;
 pub mod telemetry;
 mod watchdog;
 
+pub use self::config::{Common, ConfigArgs, ConfigError, Loaded, ServiceConfig, Source};
 pub use clock::StallDetector;
-pub use config::{Common, ConfigArgs, ConfigError, Loaded, ServiceConfig, Source};
 pub use exit::{ExitCode, Outcome};
 pub use http::{HealthServer, Readiness};
 pub use lifecycle::Context;

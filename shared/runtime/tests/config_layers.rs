@@ -144,6 +144,23 @@ fn what_is_wrong_is_named_with_its_key_and_where_it_was_set() {
 }
 
 #[test]
+fn a_section_set_as_a_whole_is_checked_and_laid_key_by_key() {
+    let file = "[mesh]\nbias = 0.5\nlabels = { rack = \"1\", row = \"2\" }\n";
+    let (loaded, file) =
+        load(file, &[("KINEMESH_MESH__LABELS__RACK", "7")], &["mesh={ world_size = 2, steps = [4] }"]);
+    let loaded = loaded.unwrap();
+    assert_eq!((loaded.mesh.world_size, loaded.mesh.bias, loaded.mesh.steps.as_slice()), (2, 0.5, &[4][..]));
+    assert_eq!(loaded.provenance("mesh.steps"), Source::Flag);
+    assert_eq!(loaded.provenance("mesh.labels.row"), Source::File(file.0.path().to_owned()));
+    assert_eq!(loaded.provenance("mesh.labels.rack"), Source::Env("KINEMESH_MESH__LABELS__RACK".to_owned()));
+    for (set, key) in
+        [("mesh={ world_sise = 2 }", "mesh.world_sise"), ("mesh=2", "mesh"), ("http.port=1.5", "http.port")]
+    {
+        assert_eq!(load("", &[], &[set]).0.unwrap_err().key, key);
+    }
+}
+
+#[test]
 fn the_printed_configuration_loads_to_the_same_one_and_shows_no_secret() {
     let env = [
         ("KINEMESH_MESH__STEPS", "9,8"),

@@ -1,86 +1,77 @@
-//! Laying one source of values over another, key by key.
+//! Which sources there are and in which order; the `config` crate reads them and lays one over another.
+//!
+//! It cannot know what these values are for, which is the part below: keys exist only if `T` has them, text is read
+//! as the key's type needs it, and a value is tried alone, so that a refusal can name its key (the crate loses the key
+//! in flattened sections).
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::marker::PhantomData;
+use std::mem;
 use std::path::Path;
 
-use serde_json::{Map, Value};
+use ::config::builder::{ConfigBuilder, DefaultState};
+use ::config::{Config, Environment, File, FileFormat, Map, Source as _, Value, ValueKind};
+use serde::Deserialize;
 
 use super::{ConfigError, ENV_PREFIX, ServiceConfig, Source};
 
-/// The effective values and where each came from.
+/// The effective values; each remembers where it came from.
 #[derive(Clone, Debug)]
 pub struct Provenance {
-    sources: BTreeMap<String, Source>,
-    effective: Value,
+    pub(super) effective: Value,
 }
 
 impl Provenance {
     /// Where the value of `section.key` came from.
     #[must_use]
     pub fn of(&self, key: &str) -> Source {
-        self.sources.get(key).cloned().unwrap_or(Source::Default)
+        let value = key.split('.').try_fold(&self.effective, |at, key| section(&at.kind)?.get(key));
+        Source::of(value.and_then(Value::origin))
     }
 
     /// An error about the value of `key`: what is wrong, and where it was set.
     #[must_use]
-    pub fn refuse(&self, key: &str, message: impl std::fmt::Display) -> ConfigError {
+    pub fn refuse(&self, key: &str, message: impl Display) -> ConfigError {
         ConfigError::new(key, format!("{message} (set by {})", self.of(key)))
-    }
-
-    pub(super) fn effective(&self) -> &Value {
-        &self.effective
     }
 }
 
 pub(super) struct Layers<T> {
     defaults: Value,
-    effective: Value,
-    sources: BTreeMap<String, Source>,
+    layers: ConfigBuilder<DefaultState>,
     kind: PhantomData<T>,
 }
 
 impl<T: ServiceConfig> Layers<T> {
     pub(super) fn new() -> Result<Self, ConfigError> {
-        let defaults =
-            serde_json::to_value(T::default()).map_err(|e| ConfigError::new("defaults", e.to_string()))?;
-        let effective = defaults.clone();
-        Ok(Self { defaults, effective, sources: BTreeMap::new(), kind: PhantomData })
+        // By way of JSON: the crate's own serializer leaves out empty lists and tables, so their keys would be unknown.
+        let defaults: Value = serde_json::to_value(T::default())
+            .and_then(serde_json::from_value)
+            .map_err(|e| ConfigError::new("defaults", e.to_string()))?;
+        let layers = Config::builder().add_source(layer(&[], defaults.clone()));
+        Ok(Self { defaults, layers, kind: PhantomData })
     }
 
     pub(super) fn file(&mut self, path: &Path) -> Result<(), ConfigError> {
-        let shown = path.display().to_string();
-        let text = std::fs::read_to_string(path)
-            .map_err(|e| ConfigError::new("--config", format!("{shown}: {e}")))?;
-        let table: toml::Table =
-            toml::from_str(&text).map_err(|e| ConfigError::new("--config", format!("{shown}: {e}")))?;
-        let tree = serde_json::to_value(table).map_err(|e| ConfigError::new("--config", e.to_string()))?;
-        self.table(&mut Vec::new(), tree, &Source::File(path.to_owned()))
-    }
-
-    fn table(&mut self, path: &mut Vec<String>, value: Value, source: &Source) -> Result<(), ConfigError> {
-        let known = self.known(path, source)?;
-        match (known, value) {
-            (Value::Object(keys), Value::Object(table)) if !keys.is_empty() => {
-                for (key, value) in table {
-                    path.push(key);
-                    self.table(path, value, source)?;
-                    path.pop();
-                }
-                Ok(())
-            }
-            (_, value) => self.set(path, vec![value], source),
-        }
+        let refused = |e: &dyn Display| ConfigError::new("--config", format!("{}: {e}", path.display()));
+        // Given a path, the crate would try other names too, and take bytes that are not UTF-8.
+        let text = std::fs::read_to_string(path).map_err(|e| refused(&e))?;
+        let tree = File::from_str(&text, FileFormat::Toml).collect().map_err(|e| refused(&e))?;
+        self.set(&mut Vec::new(), vec![tree.into()], &Source::File(path.to_owned()))
     }
 
     /// `KINEMESH_SECTION__KEY`; other variables are none of ours.
-    pub(super) fn env(&mut self, name: &str, text: &str) -> Result<(), ConfigError> {
-        let Some(rest) = name.strip_prefix(ENV_PREFIX) else { return Ok(()) };
-        if !rest.contains("__") {
+    pub(super) fn env(&mut self, name: String, text: String) -> Result<(), ConfigError> {
+        if !name.strip_prefix(ENV_PREFIX).is_some_and(|rest| rest.contains("__")) {
             return Ok(());
         }
-        let path: Vec<_> = rest.to_ascii_lowercase().split("__").map(str::to_owned).collect();
-        self.text(&path, text, &Source::Env(name.to_owned()))
+        // A source per variable: the crate's values say that they are from the environment, not from which variable.
+        let source = Source::Env(name.clone());
+        let variable = Environment::with_prefix(ENV_PREFIX).prefix_separator("").separator("__");
+        let variable = variable.source(Some(Map::from([(name, text)])));
+        let values = variable.collect().map_err(|e| ConfigError::new(source.to_string(), e.to_string()))?;
+        values.into_iter().try_for_each(|(key, text)| self.text(&key, &text.to_string(), &source))
     }
 
     /// `section.key=value`
@@ -88,49 +79,69 @@ impl<T: ServiceConfig> Layers<T> {
         let (key, text) = assignment.split_once('=').ok_or_else(|| {
             ConfigError::new("--set", format!("{assignment:?}: SECTION.KEY=VALUE is expected"))
         })?;
-        let path: Vec<_> = key.trim().split('.').map(str::to_owned).collect();
-        self.text(&path, text, &Source::Flag)
+        self.text(key.trim(), text, &Source::Flag)
     }
 
-    fn text(&mut self, path: &[String], text: &str, source: &Source) -> Result<(), ConfigError> {
-        let readings = readings(self.known(path, source)?, text);
-        self.set(path, readings, source)
+    fn text(&mut self, key: &str, text: &str, source: &Source) -> Result<(), ConfigError> {
+        let mut path: Vec<_> = key.split('.').map(str::to_owned).collect();
+        let readings = readings(self.known(&path, source)?, text);
+        self.set(&mut path, readings, source)
     }
 
-    /// Takes the first of `readings` that fits the key's type.
-    fn set(&mut self, path: &[String], readings: Vec<Value>, source: &Source) -> Result<(), ConfigError> {
-        let key = path.join(".");
-        let mut first_error = None;
+    /// Lays the first of `readings` that fits the key's type over what is there; a table for a section, key by key.
+    fn set(
+        &mut self,
+        path: &mut Vec<String>,
+        readings: Vec<Value>,
+        source: &Source,
+    ) -> Result<(), ConfigError> {
+        let known = section(self.known(path, source)?).map(names);
+        let mut why = None;
         for reading in readings {
-            let mut alone = self.defaults.clone();
-            replace(&mut alone, path, reading.clone());
-            match serde_json::from_value::<T>(alone) {
-                Ok(_) => {
-                    replace(&mut self.effective, path, reading);
-                    self.sources.insert(key, source.clone());
+            match (&known, reading.kind) {
+                (Some(_), ValueKind::Table(table)) => {
+                    for (key, value) in BTreeMap::from_iter(table) {
+                        path.push(key);
+                        self.set(path, vec![value], source)?;
+                        path.pop();
+                    }
                     return Ok(());
                 }
-                Err(e) => {
-                    first_error.get_or_insert(e);
+                (Some(names), other) => {
+                    why.get_or_insert(format!("{other} is not a section, whose keys are {names}"));
+                }
+                (None, kind) => {
+                    let leaf = layer(path, marked(kind, &source.to_string()));
+                    let defaults = Config::builder().add_source(layer(&[], self.defaults.clone()));
+                    match read::<T>(&defaults.add_source(leaf.clone())) {
+                        Ok(_) => {
+                            self.layers = mem::take(&mut self.layers).add_source(leaf);
+                            return Ok(());
+                        }
+                        Err(e) => why.get_or_insert(e),
+                    };
                 }
             }
         }
-        let why = first_error.map_or_else(|| "no value".to_owned(), |e| e.to_string());
-        Err(ConfigError::new(key, format!("{why} (set by {source})")))
+        Err(refusal(path, why.unwrap_or_default(), source))
     }
 
     /// The default at `path`. Below a table without keys of its own, or an unset value, anything goes.
-    fn known(&self, path: &[String], source: &Source) -> Result<&Value, ConfigError> {
-        let mut at = &self.defaults;
+    fn known(&self, path: &[String], source: &Source) -> Result<&ValueKind, ConfigError> {
+        let mut at = &self.defaults.kind;
         for (depth, key) in path.iter().enumerate() {
-            at = match at {
-                Value::Object(keys) if keys.is_empty() => return Ok(&Value::Null),
-                Value::Object(keys) => keys.get(key).ok_or_else(|| unknown(&path[..=depth], keys, source))?,
-                Value::Null => return Ok(&Value::Null),
+            at = match (at, section(at)) {
+                (_, Some(keys)) => match keys.get(key) {
+                    Some(value) => &value.kind,
+                    None => {
+                        let why = format!("unknown key, known here are {}", names(keys));
+                        return Err(refusal(&path[..=depth], why, source));
+                    }
+                },
+                (ValueKind::Nil | ValueKind::Table(_), None) => return Ok(&ValueKind::Nil),
                 _ => {
-                    let section = path[..depth].join(".");
-                    let message = format!("{section} is not a section (set by {source})");
-                    return Err(ConfigError::new(path.join("."), message));
+                    let why = format!("{} is not a section", path[..depth].join("."));
+                    return Err(refusal(path, why, source));
                 }
             };
         }
@@ -138,54 +149,68 @@ impl<T: ServiceConfig> Layers<T> {
     }
 
     pub(super) fn finish(self) -> Result<(T, Provenance), ConfigError> {
-        let value = serde_json::from_value(self.effective.clone())
-            .map_err(|e| ConfigError::new("configuration", e.to_string()))?;
-        Ok((value, Provenance { sources: self.sources, effective: self.effective }))
+        let (value, effective) = read(&self.layers).map_err(|e| ConfigError::new("configuration", e))?;
+        Ok((value, Provenance { effective }))
     }
 }
 
-fn unknown(path: &[String], keys: &Map<String, Value>, source: &Source) -> ConfigError {
-    let known = keys.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-    ConfigError::new(path.join("."), format!("unknown key (set by {source}): known here are {known}"))
+fn refusal(path: &[String], why: impl Display, source: &Source) -> ConfigError {
+    ConfigError::new(path.join("."), format!("{why} (set by {source})"))
 }
 
-fn replace(tree: &mut Value, path: &[String], value: Value) {
-    let mut at = tree;
-    for key in path {
-        if !at.is_object() {
-            *at = Value::Object(Map::new());
+/// By way of JSON: the crate's own deserializer rounds fractions to integers and takes booleans for numbers.
+fn read<T: ServiceConfig>(layers: &ConfigBuilder<DefaultState>) -> Result<(T, Value), String> {
+    let effective = layers.build_cloned().map_err(|e| e.to_string())?.cache;
+    let json = serde_json::Value::deserialize(effective.clone()).map_err(|e| e.to_string())?;
+    Ok((serde_json::from_value(json).map_err(|e| e.to_string())?, effective))
+}
+
+/// A source of one value.
+fn layer(path: &[String], value: Value) -> Config {
+    let mut layer = Config::default();
+    layer.cache = path.iter().rev().fold(value, |tree, key| Map::from([(key.clone(), tree)]).into());
+    layer
+}
+
+/// A value with `origin` at every key in it.
+fn marked(value: ValueKind, origin: &String) -> Value {
+    match value {
+        ValueKind::Table(keys) => {
+            let keys = keys.into_iter().map(|(key, value)| (key, marked(value.kind, origin)));
+            keys.collect::<Map<_, _>>().into()
         }
-        let Value::Object(keys) = at else { return };
-        at = keys.entry(key.clone()).or_insert(Value::Null);
+        value => Value::new(Some(origin), value),
     }
-    *at = value;
+}
+
+/// The keys of a table that has keys of its own.
+fn section(value: &ValueKind) -> Option<&Map<String, Value>> {
+    match value {
+        ValueKind::Table(keys) if !keys.is_empty() => Some(keys),
+        _ => None,
+    }
+}
+
+fn names(keys: &Map<String, Value>) -> String {
+    let mut names: Vec<_> = keys.keys().map(String::as_str).collect();
+    names.sort_unstable();
+    names.join(", ")
 }
 
 /// What `text` may mean, given the default it replaces. The key's type decides among them.
-fn readings(default: &Value, text: &str) -> Vec<Value> {
-    let string = Value::String(text.to_owned());
-    if default.is_string() {
-        return vec![string];
-    }
-    let mut readings = Vec::new();
-    if default.is_null() && text.is_empty() {
-        readings.push(Value::Null);
-    }
-    if default.is_null() {
-        readings.push(string.clone());
-    }
-    readings.extend(scalar_or_list(text));
-    let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
-    readings.push(items.clone().map(|item| scalar_or_list(item).unwrap_or_else(|| item.into())).collect());
-    readings.push(items.map(Value::from).collect());
-    if !default.is_null() {
-        readings.push(string);
-    }
-    readings
+fn readings(default: &ValueKind, text: &str) -> Vec<Value> {
+    let items = || text.split(',').map(str::trim).filter(|item| !item.is_empty());
+    let typed_items = items().map(|item| typed(item).unwrap_or_else(|| item.into()));
+    let unset = (*default == ValueKind::Nil && text.is_empty()).then(|| ValueKind::Nil.into());
+    let (first, second) = match default {
+        ValueKind::Nil | ValueKind::String(_) => (Some(text.into()), typed(text)),
+        _ => (typed(text), Some(text.into())),
+    };
+    let lists = [typed_items.collect::<Vec<_>>().into(), items().collect::<Vec<_>>().into()];
+    [unset, first, second].into_iter().flatten().chain(lists).collect()
 }
 
 /// As TOML reads it: numbers, booleans, `[1, 2]`, `{ a = 1 }`.
-fn scalar_or_list(text: &str) -> Option<Value> {
-    let table: toml::Table = toml::from_str(&format!("x = {text}")).ok()?;
-    serde_json::to_value(table.get("x")?).ok()
+fn typed(text: &str) -> Option<Value> {
+    File::from_str(&format!("x = {text}"), FileFormat::Toml).collect().ok()?.remove("x")
 }

@@ -56,6 +56,18 @@ impl Source {
     pub fn is_explicit(&self) -> bool {
         *self != Self::Default
     }
+
+    /// Reads what a value's origin says: nothing, or a source as it is displayed.
+    fn of(origin: Option<&str>) -> Self {
+        match origin {
+            None => Self::Default,
+            Some("--set") => Self::Flag,
+            Some(shown) => match shown.strip_prefix("file ") {
+                Some(path) => Self::File(path.into()),
+                None => Self::Env(shown.to_owned()),
+            },
+        }
+    }
 }
 
 impl fmt::Display for Source {
@@ -131,7 +143,7 @@ impl<T: ServiceConfig> Loaded<T> {
     /// The effective settings as TOML; secrets are shown as `(set)`.
     #[must_use]
     pub fn print(&self) -> String {
-        print::toml(self.provenance.effective(), &self.provenance, &[sections::DOCS, self.docs])
+        print::toml(&self.provenance.effective, &[sections::DOCS, self.docs])
     }
 }
 
@@ -161,7 +173,7 @@ pub fn load_with<T: ServiceConfig>(
     let mut env: Vec<_> = env.into_iter().collect();
     env.sort();
     for (name, text) in env {
-        layers.env(&name, &text)?;
+        layers.env(name, text)?;
     }
     for assignment in &args.set {
         layers.flag(assignment)?;

@@ -1,24 +1,27 @@
 //! The effective configuration as TOML, for people.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use serde_json::Value;
+use ::config::{Value, ValueKind};
+use serde::Deserialize;
 
-use super::layers::Provenance;
+use super::Source;
 
 type Docs = [(&'static str, &'static str)];
 
-pub(super) fn toml(effective: &Value, provenance: &Provenance, docs: &[&Docs]) -> String {
+pub(super) fn toml(effective: &Value, docs: &[&Docs]) -> String {
     let mut out = String::new();
-    section(&mut out, "", effective, provenance, docs);
+    section(&mut out, "", effective, docs);
     out
 }
 
 /// Plain keys first, then a header for each table below.
-fn section(out: &mut String, path: &str, value: &Value, provenance: &Provenance, docs: &[&Docs]) {
-    let Value::Object(keys) = value else { return };
-    let is_section = |value: &Value| matches!(value, Value::Object(keys) if !keys.is_empty());
-    let plain: Vec<_> = keys.iter().filter(|(_, value)| !is_section(value)).collect();
+fn section(out: &mut String, path: &str, value: &Value, docs: &[&Docs]) {
+    let ValueKind::Table(keys) = &value.kind else { return };
+    let is_section = |value: &Value| matches!(&value.kind, ValueKind::Table(keys) if !keys.is_empty());
+    let (sections, plain): (BTreeMap<_, _>, BTreeMap<_, _>) =
+        keys.iter().partition(|(_, value)| is_section(value));
     if !path.is_empty() && !plain.is_empty() {
         let _ = writeln!(out, "\n[{path}]");
     }
@@ -27,14 +30,14 @@ fn section(out: &mut String, path: &str, value: &Value, provenance: &Provenance,
         if let Some((_, doc)) = docs.iter().copied().flatten().find(|(name, _)| *name == full) {
             let _ = writeln!(out, "# {doc}");
         }
-        let source = provenance.of(&full);
+        let source = Source::of(value.origin());
         let _ = match shown(key, value) {
             Some(text) => writeln!(out, "{key} = {text}  # {source}"),
             None => writeln!(out, "# {key} is not set  # {source}"),
         };
     }
-    for (key, value) in keys.iter().filter(|(_, value)| is_section(value)) {
-        section(out, &join(path, key), value, provenance, docs);
+    for (key, value) in sections {
+        section(out, &join(path, key), value, docs);
     }
 }
 
@@ -44,17 +47,13 @@ fn join(path: &str, key: &str) -> String {
 
 /// `None` for what is not set.
 fn shown(key: &str, value: &Value) -> Option<String> {
-    if value.is_null() {
-        return None;
-    }
-    if is_secret(key) && (value.is_string() || value.is_array()) {
-        return Some("\"(set)\"".to_owned());
-    }
-    let value = match value {
-        Value::String(text) => Value::String(without_credentials(text)),
-        other => other.clone(),
+    let value = match &value.kind {
+        ValueKind::Nil => return None,
+        ValueKind::String(_) | ValueKind::Array(_) if is_secret(key) => "(set)".into(),
+        ValueKind::String(text) => without_credentials(text).into(),
+        _ => value.clone(),
     };
-    toml::Value::try_from(&value).map(|v| v.to_string()).ok()
+    toml::Value::deserialize(value).map(|v| v.to_string()).ok()
 }
 
 /// A key whose name says that its value, not a file that holds it, is secret.
