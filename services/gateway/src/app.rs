@@ -14,6 +14,7 @@ use crate::broker::Broker;
 use crate::cell::CellWatch;
 use crate::config::Config;
 use crate::media::ports::Ports;
+use crate::origins::AllowedOrigins;
 use crate::session::Sessions;
 
 /// Clones share everything.
@@ -28,6 +29,7 @@ struct Inner {
     ports: Ports,
     load: Mutex<Option<Load>>,
     token: Option<String>,
+    origins: AllowedOrigins,
     metrics: Metrics,
     identity: Identity,
     stop: CancellationToken,
@@ -53,7 +55,7 @@ pub(crate) struct Load {
 
 impl App {
     /// # Errors
-    /// `bad_field` for a port range or token file that cannot be used.
+    /// `bad_field` for a port range, an allowed origin or a token file that cannot be used.
     pub(crate) fn new(config: Config, metrics: Metrics, stop: CancellationToken) -> Result<Self, Error> {
         let broker = Arc::new(Broker::new());
         let identity = Identity {
@@ -66,6 +68,7 @@ impl App {
             sessions: Sessions::new(config.gateway.max_sessions),
             ports: Ports::new(config.webrtc.port_range()?),
             token: config.gateway.token_file.as_deref().map(read_token).transpose()?,
+            origins: AllowedOrigins::parse(&config.gateway.allowed_origins)?,
             load: Mutex::default(),
             broker,
             config,
@@ -102,6 +105,11 @@ impl App {
     /// What `/api` requests must bring, if anything.
     pub(crate) fn token(&self) -> Option<&str> {
         self.0.token.as_deref()
+    }
+
+    /// Which web pages may use this server.
+    pub(crate) fn origins(&self) -> &AllowedOrigins {
+        &self.0.origins
     }
 
     pub(crate) fn metrics(&self) -> &Metrics {

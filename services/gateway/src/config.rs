@@ -10,6 +10,11 @@ use runtime::config::Provenance;
 use runtime::{Common, ConfigError, ServiceConfig};
 use serde::{Deserialize, Serialize};
 
+use crate::origins::AllowedOrigins;
+
+/// The WebRTC stack warns once or more for every connection that is well.
+const WEBRTC_NOISE: &str = ",rtc_ice::agent=error,rtc_dtls::config=error,rtc_sctp::endpoint=error";
+
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Config {
@@ -24,6 +29,7 @@ impl Default for Config {
         let mut common = Common::default();
         // Where existing clients look for the server.
         common.http.port = 8000;
+        common.log.filter.push_str(WEBRTC_NOISE);
         Self { common, gateway: GatewayConfig::default(), webrtc: WebRtcConfig::default() }
     }
 }
@@ -33,13 +39,21 @@ impl Default for Config {
 pub struct GatewayConfig {
     pub max_sessions: usize,
     pub token_file: Option<PathBuf>,
+    pub allowed_origins: Vec<String>,
     pub max_body_bytes: usize,
     pub max_sdp_bytes: usize,
 }
 
 impl Default for GatewayConfig {
     fn default() -> Self {
-        Self { max_sessions: 16, token_file: None, max_body_bytes: 65_536, max_sdp_bytes: 32_768 }
+        let loopback = ["http://localhost:*", "http://127.0.0.1:*", "http://[::1]:*"];
+        Self {
+            max_sessions: 16,
+            token_file: None,
+            allowed_origins: loopback.map(str::to_owned).to_vec(),
+            max_body_bytes: 65_536,
+            max_sdp_bytes: 32_768,
+        }
     }
 }
 
@@ -113,6 +127,11 @@ impl ServiceConfig for Config {
     const DOCS: &'static [(&'static str, &'static str)] = &[
         ("gateway.max_sessions", "sessions at a time; more are refused with 429"),
         ("gateway.token_file", "file whose first line every /api request must bring as a bearer token"),
+        (
+            "gateway.allowed_origins",
+            "origins of web pages, beside the server's own, that may use it: SCHEME://HOST[:PORT], PORT may be *; \"*\" \
+                is any, without credentials. Their hosts are also names that a server on loopback answers to",
+        ),
         ("gateway.max_body_bytes", "largest request body"),
         ("gateway.max_sdp_bytes", "largest SDP of an offer"),
         ("webrtc.bind", "address of media sockets; a wildcard means every interface but loopback"),
@@ -133,6 +152,9 @@ impl ServiceConfig for Config {
     fn validate(&self, _provenance: &Provenance) -> Result<(), ConfigError> {
         if let Err(error) = self.webrtc.port_range() {
             return Err(ConfigError::new("webrtc.udp_ports", error.message));
+        }
+        if let Err(error) = AllowedOrigins::parse(&self.gateway.allowed_origins) {
+            return Err(ConfigError::new("gateway.allowed_origins", error.message));
         }
         if self.gateway.max_sessions == 0 {
             return Err(ConfigError::new("gateway.max_sessions", "is 0: at least 1 is needed"));
@@ -177,11 +199,21 @@ mod tests {
             ("KINEMESH_WEBRTC__UDP_PORTS", "0-5", "webrtc.udp_ports"),
             ("KINEMESH_WEBRTC__START_KBPS", "9000000", "webrtc.start_kbps"),
             ("KINEMESH_GATEWAY__MAX_SESSIONS", "0", "gateway.max_sessions"),
+            ("KINEMESH_GATEWAY__ALLOWED_ORIGINS", "studio.example", "gateway.allowed_origins"),
             ("KINEMESH_GATEWAY__MAX_SDP_BYTES", "9000000", "gateway.max_sdp_bytes"),
         ] {
             assert!(loaded(&[(key, value)]).unwrap_err().to_string().contains(name), "{key}");
         }
         let config = loaded(&[("KINEMESH_WEBRTC__UDP_PORTS", "50000-50010")]).unwrap();
         assert_eq!(config.webrtc.port_range().unwrap(), Some(50_000..=50_010));
+    }
+
+    #[test]
+    fn what_the_webrtc_stack_warns_of_in_healthy_connections_is_not_logged() {
+        let filter = loaded(&[]).unwrap().common.log.filter;
+        assert!(filter.starts_with(&Common::default().log.filter));
+        for target in ["rtc_ice::agent", "rtc_dtls::config", "rtc_sctp::endpoint"] {
+            assert!(filter.split(',').any(|directive| directive == format!("{target}=error")), "{filter}");
+        }
     }
 }

@@ -88,6 +88,8 @@ pub(super) async fn api_health(state: State<App>) -> Json<Health> {
 #[derive(Serialize, ToSchema)]
 pub(super) struct CellState {
     cell: String,
+    /// Of this life of the gateway: sessions of another one are gone.
+    instance: String,
     ready: bool,
     waiting_for: Option<String>,
     /// Name, sizes, default steps and bias; absent until a process of the cell has told.
@@ -113,6 +115,7 @@ pub(super) async fn cell(State(app): State<App>) -> Json<CellState> {
     let snapshot = app.cell().now();
     Json(CellState {
         cell: app.config().common.cell.id.to_string(),
+        instance: app.identity().instance.to_string(),
         ready: snapshot.ready(),
         waiting_for: snapshot.waiting_for,
         model: snapshot.model.as_ref().map(describe),

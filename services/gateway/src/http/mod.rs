@@ -5,6 +5,7 @@ mod body;
 mod health;
 mod observe;
 mod openapi;
+mod origin;
 mod page;
 mod pipeline;
 mod schema;
@@ -20,7 +21,6 @@ use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use serde_json::{Value, json};
-use tower_http::cors::CorsLayer;
 use utoipa::OpenApi as _;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -50,7 +50,9 @@ fn api() -> OpenApiRouter<App> {
         .routes(routes!(sessions::frame))
         .routes(routes!(sessions::metrics))
         .routes(routes!(startup::osc_stream));
-    startup::add_to(router)
+    let mut router = startup::add_to(router);
+    openapi::document_refusals(router.get_openapi_mut());
+    router
 }
 
 pub(crate) fn router(app: App) -> Router {
@@ -62,7 +64,8 @@ pub(crate) fn router(app: App) -> Router {
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
         .layer(from_fn_with_state(app.clone(), auth::check))
-        .layer(CorsLayer::very_permissive())
+        .layer(origin::cors(&app))
+        .layer(from_fn_with_state(app.clone(), origin::check))
         .layer(from_fn(observe::requests))
         .with_state(app)
 }

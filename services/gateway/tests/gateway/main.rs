@@ -6,6 +6,7 @@
 mod harness;
 
 mod offers;
+mod origins;
 mod readiness;
 mod sessions;
 mod steering;

@@ -118,8 +118,6 @@ async fn a_keyframe_is_asked_for_when_a_viewer_joins_when_it_asks_and_after_a_ga
 #[tokio::test(flavor = "multi_thread")]
 async fn stage0_hears_that_someone_watches() {
     let (_nats, cell, _gateway, viewer) = watching().await;
-    let watching = |s: &crate::harness::cell::Session| {
-        s.controls.contains(&Control::Viewer).then_some(())
-    };
+    let watching = |s: &crate::harness::cell::Session| s.controls.contains(&Control::Viewer).then_some(());
     cell.seen(viewer.id, "a viewer is told of", watching).await;
 }
