@@ -89,7 +89,6 @@ impl Channel {
                     debug!("the client reads too slowly; a message was dropped");
                 }
             }
-            None if message.is_report() => {}
             None => {
                 if self.early.len() == BACKLOG {
                     self.early.pop_front();

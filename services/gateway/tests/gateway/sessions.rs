@@ -30,6 +30,13 @@ async fn none_left(gateway: &Gateway) {
     .await;
 }
 
+/// A session begins with its offer, and its channel opens only once the client has connected.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_happened_before_the_channel_was_open_is_told_when_it_is() {
+    let (_nats, _cell, _gateway, mut viewer) = watching().await;
+    assert_eq!(viewer.message("chunk").await["chunk_index"], 0);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn hanging_up_tells_the_client_and_frees_the_session() {
     let (_nats, cell, gateway, mut viewer) = watching().await;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bus::{Bus, BusConfig, Endpoint, Service, ServiceInfo};
 use contract::envelope::MeshPhase;
 use contract::error::ClientError;
-use contract::event::{Event, SessionEvent, SessionState};
+use contract::event::{ChunkReport, ChunkTimings, Event, SessionEvent, SessionState};
 use contract::media::{MAX_PART, MediaPart};
 use contract::model::{ModelInfo, Size};
 use contract::params::Parameters;
@@ -18,8 +18,8 @@ use contract::session::{
 use contract::status::{MeshStatus, ProcessStatus, Role, STATUS_INTERVAL_MS, Stage0Status};
 use contract::tensor::Dtype;
 use contract::{
-    CONTRACT_VERSION, CacheEpoch, CellId, ChunkIndex, Error, Incarnation, InstanceId, MeshEpoch, Reason,
-    SessionId, WorldSize, subjects,
+    CONTRACT_VERSION, CacheEpoch, CellId, ChunkIndex, Digest, Error, Incarnation, InstanceId, MeshEpoch,
+    Reason, SessionId, WorldSize, subjects,
 };
 use tokio::task::JoinHandle;
 use tokio::time::interval;
@@ -226,6 +226,19 @@ async fn serve_session(
     ])
 }
 
+fn report(chunk_index: ChunkIndex) -> ChunkReport {
+    ChunkReport {
+        chunk_index,
+        cache_epoch: CacheEpoch(1),
+        mesh_epoch: MeshEpoch(3),
+        frames: 9,
+        fps: 25.0,
+        dropped_frames: 0,
+        latents: Digest::of(&[]),
+        timings: ChunkTimings::default(),
+    }
+}
+
 /// 25 frames a second until the session is closed.
 async fn stream(
     bus: &Bus,
@@ -236,6 +249,7 @@ async fn stream(
 ) {
     let mut encoder = TestEncoder::new(codec);
     publish_event(bus, id, Event::State { state: SessionState::Streaming, error: None }).await;
+    publish_event(bus, id, Event::Chunk(Box::new(report(ChunkIndex(0))))).await;
     let mut tick = interval(FRAME);
     loop {
         tick.tick().await;
