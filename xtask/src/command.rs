@@ -49,7 +49,16 @@ pub fn find(program: &str) -> Option<PathBuf> {
 
 /// The cargo that runs this program, else the one in `PATH`.
 pub fn cargo() -> Command {
-    Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    // What `cargo run` says of this package is none of the next cargo's business: build scripts that look at it would
+    // run, and all that depends on them be built, again whenever cargo is used with and without xtask in turn.
+    for (name, _) in env::vars_os() {
+        let known = name.to_str().unwrap_or_default();
+        if known.starts_with("CARGO_PKG_") || known.starts_with("CARGO_MANIFEST_") {
+            cargo.env_remove(name);
+        }
+    }
+    cargo
 }
 
 /// The command as a person would type it, program name without its folder.

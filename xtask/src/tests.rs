@@ -26,10 +26,15 @@ pub fn run(layout: &Layout, options: &Options) -> Result<()> {
     let mut test = command::cargo();
     test.current_dir(layout.root());
     if succeeds("cargo-nextest", &["nextest", "--version"]) {
-        test.args(["nextest", "run"]);
+        test.args(["nextest", "run", "--release", "--workspace"]).args(&options.args);
     } else {
-        println!("cargo-nextest is not installed: running the tests with cargo test");
-        test.arg("test");
+        println!("cargo-nextest is not installed: running the tests with cargo test, one at a time");
+        test.args(["test", "--release", "--workspace"]).args(&options.args);
+        if !options.args.iter().any(|arg| arg == "--") {
+            test.arg("--");
+        }
+        // A system test needs the whole machine.
+        test.arg("--test-threads=1");
     }
-    command::run(test.args(["--release", "--workspace"]).args(&options.args))
+    command::run(&mut test)
 }
