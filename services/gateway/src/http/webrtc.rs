@@ -50,7 +50,8 @@ pub(super) struct OfferRequest {
     sdp: String,
     /// `offer`
     r#type: String,
-    /// Parameters of the session's first chunk; also `pipeline_ids`, which must name the pipeline that is served.
+    /// Parameters of the session's first chunk. Pipelines that `pipeline_ids` and the nodes of `graph` name must be the
+    /// one that is served.
     #[schema(value_type = Option<Value>)]
     initial_parameters: Option<Value>,
 }
@@ -90,8 +91,8 @@ pub(super) async fn offer(
         .map_err(|error| ApiError::parameters(error, &["body", "initialParameters"], &initial))?;
     let offer = offer::inspect(&request.sdp)?;
     let snapshot = app.cell().now();
-    if let (Some(model), Some(Value::Array(ids))) = (&snapshot.model, initial.get("pipeline_ids")) {
-        ids.iter().filter_map(Value::as_str).try_for_each(|id| check_model(model, id))?;
+    if let Some(model) = &snapshot.model {
+        asked_pipelines(&initial).try_for_each(|id| check_model(model, id))?;
     }
     let load = app.load();
     if parameters.base_seed.is_none() {
@@ -105,6 +106,16 @@ pub(super) async fn offer(
         Error::new(Reason::Internal, "the session could not be started").detail(e.to_string())
     })??;
     Ok(Json(OfferAnswer { sdp, r#type: "answer", session_id: id.to_string() }))
+}
+
+/// Clients name pipelines in a list, in the nodes of a graph, or in both.
+fn asked_pipelines(initial: &Value) -> impl Iterator<Item = &str> {
+    fn entries(list: Option<&Value>) -> impl Iterator<Item = &Value> {
+        list.and_then(Value::as_array).into_iter().flatten()
+    }
+    let listed = entries(initial.get("pipeline_ids"));
+    let nodes = entries(initial.pointer("/graph/nodes")).filter_map(|node| node.get("pipeline_id"));
+    listed.chain(nodes).filter_map(Value::as_str)
 }
 
 #[derive(Deserialize, ToSchema)]

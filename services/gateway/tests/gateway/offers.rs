@@ -110,6 +110,11 @@ async fn an_offer_that_cannot_be_used_is_refused_and_starts_nothing() {
         (with("initialParameters", json!({"denoising_step_list": [500, 750]})), 422, "bad_steps"),
         (with("initialParameters", json!({"vace_ref_images": ["a.png"]})), 400, "unsupported_parameter"),
         (with("initialParameters", json!({"pipeline_ids": ["longlive"]})), 400, "unsupported_model"),
+        (
+            with("initialParameters", json!({"graph": {"nodes": [{"id": "a", "pipeline_id": "longlive"}]}})),
+            400,
+            "unsupported_model",
+        ),
         (json!({"type": "offer"}), 422, "malformed"),
     ];
     for (body, status, reason) in refusals {
