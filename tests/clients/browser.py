@@ -2,21 +2,8 @@
 
 import argparse
 import json
-import tempfile
 
-from playwright.sync_api import sync_playwright
-
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--autoplay-policy=no-user-gesture-required",
-    "--allow-loopback-in-peer-connection",
-]
+import chromium
 
 # The picture as numbers: how much brightness varies over the frame.
 DEVIATION = """() => {
@@ -33,56 +20,30 @@ DEVIATION = """() => {
   }
   return Math.sqrt(Math.max(0, squares / count - (sum / count) ** 2));
 }"""
-FRAMES = "() => document.querySelector('video').getVideoPlaybackQuality().totalVideoFrames"
 
 
 def main(args):
     errors = []
-    with sync_playwright() as playwright, tempfile.TemporaryDirectory() as profile:
-        context = playwright.chromium.launch_persistent_context(
-            profile,
-            executable_path=args.chromium,
-            headless=True,
-            args=FLAGS,
-            viewport={"width": args.width, "height": args.height},
-            color_scheme=args.scheme,
-        )
-        page = context.new_page()
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-        page.goto(args.url, timeout=20_000)
-        page.wait_for_function("() => document.querySelector('video')?.videoWidth > 0", timeout=60_000)
-        first = page.evaluate(FRAMES)
-        page.wait_for_function(f"() => ({FRAMES})() >= {first + args.frames}", timeout=60_000)
+    with chromium.opened(args, errors) as page:
+        first = page.evaluate(chromium.FRAMES)
+        chromium.wait_frames(page, args.frames)
         result = {
             "width": page.evaluate("() => document.querySelector('video').videoWidth"),
             "height": page.evaluate("() => document.querySelector('video').videoHeight"),
             "frames_before": first,
-            "frames": page.evaluate(FRAMES),
+            "frames": page.evaluate(chromium.FRAMES),
             "deviation": page.evaluate(DEVIATION),
         }
         if args.prompt:
-            # By keyboard alone: the shortcut that focuses the prompt, the text, Enter.
-            page.keyboard.press("/")
-            page.keyboard.press("Control+a")
-            page.keyboard.type(args.prompt)
-            page.keyboard.press("Enter")
-            page.wait_for_function(f"() => ({FRAMES})() >= {result['frames'] + args.frames}", timeout=60_000)
-        if args.screenshot:
-            page.screenshot(path=args.screenshot)
+            chromium.type_prompt(page, args.prompt)
+            chromium.wait_frames(page, args.frames)
+        chromium.shot(page, args)
         result["text"] = page.inner_text("body")
         result["errors"] = errors
-        context.close()
     print(json.dumps(result))
 
 
-parser = argparse.ArgumentParser()
-parser.add_argument("--url", required=True)
-parser.add_argument("--chromium", default="/usr/bin/chromium")
+parser = chromium.arguments(argparse.ArgumentParser())
 parser.add_argument("--frames", type=int, default=40, help="decoded frames to wait for")
 parser.add_argument("--prompt", help="typed into the page while it plays")
-parser.add_argument("--screenshot")
-parser.add_argument("--scheme", default="light", choices=["light", "dark"])
-parser.add_argument("--width", type=int, default=1280)
-parser.add_argument("--height", type=int, default=800)
 main(parser.parse_args())

@@ -4,8 +4,8 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::Value;
-use tokio::io::AsyncReadExt;
-use tokio::process::{Child, Command};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::process::{Child, ChildStdout, Command};
 
 use crate::cell::layout;
 
@@ -13,6 +13,7 @@ use crate::cell::layout;
 pub struct Script {
     name: String,
     child: Child,
+    stdout: BufReader<ChildStdout>,
 }
 
 /// Starts `tests/clients/{name}` with these arguments.
@@ -22,7 +23,7 @@ pub struct Script {
 #[must_use]
 pub fn start(name: &str, args: &[&str]) -> Script {
     let layout = layout();
-    let child = Command::new(layout.venv().join("bin/python"))
+    let mut child = Command::new(layout.venv().join("bin/python"))
         .arg(layout.root().join("tests/clients").join(name))
         .args(args)
         .stdin(Stdio::null())
@@ -31,7 +32,8 @@ pub fn start(name: &str, args: &[&str]) -> Script {
         .kill_on_drop(true)
         .spawn()
         .expect("the Python environment of `cargo xtask test`");
-    Script { name: name.to_owned(), child }
+    let stdout = BufReader::new(child.stdout.take().expect("piped"));
+    Script { name: name.to_owned(), child, stdout }
 }
 
 /// Runs a script to its end and returns the object it printed.
@@ -43,14 +45,31 @@ pub async fn run(name: &str, args: &[&str], within: Duration) -> Value {
 }
 
 impl Script {
+    /// Waits until the script says `line`, and nothing else before it.
+    ///
+    /// # Panics
+    /// If it says something else, ends, or takes longer than `within`.
+    pub async fn says(&mut self, line: &str, within: Duration) {
+        let mut said = String::new();
+        let read = tokio::time::timeout(within, self.stdout.read_line(&mut said)).await;
+        assert!(matches!(read, Ok(Ok(_))), "{} said nothing within {within:?}", self.name);
+        if said.trim_end() == line {
+            return;
+        }
+        let mut complaint = String::new();
+        if let Some(stderr) = &mut self.child.stderr {
+            let _ = tokio::time::timeout(within, stderr.read_to_string(&mut complaint)).await;
+        }
+        panic!("{} said {said:?}: {line:?} is expected\n{complaint}", self.name);
+    }
+
     /// # Panics
     /// As [`run`].
     pub async fn finish(mut self, within: Duration) -> Value {
-        let mut stdout = self.child.stdout.take().expect("piped");
         let mut stderr = self.child.stderr.take().expect("piped");
         let (mut out, mut err) = (String::new(), String::new());
         let all = async {
-            let (a, b) = tokio::join!(stdout.read_to_string(&mut out), stderr.read_to_string(&mut err));
+            let (a, b) = tokio::join!(self.stdout.read_to_string(&mut out), stderr.read_to_string(&mut err));
             (a, b, self.child.wait().await)
         };
         let ended = tokio::time::timeout(within, all).await;

@@ -1,4 +1,4 @@
-// Seed, steps and attention bias: read for a new session, sent while one runs.
+// Seed, steps and attention bias: each change is told at once, and what others change is shown.
 
 const PRESETS = [
   { name: 'fine', steps: [1000, 750, 500, 250] },
@@ -8,51 +8,46 @@ const PRESETS = [
 ];
 
 const same = (a, b) => a.length === b.length && a.every((step, index) => step === b[index]);
+const focused = (field) => document.activeElement === field;
 
 export class Controls {
   #seed = document.getElementById('seed');
   #steps = document.getElementById('steps');
   #bias = document.getElementById('bias');
   #shown = document.getElementById('bias-value');
-  #touched = new Set();
   #later = null;
 
   constructor(send) {
     this.#fill(PRESETS);
-    this.#seed.addEventListener('change', () => this.#changed('base_seed', send));
-    this.#steps.addEventListener('change', () => this.#changed('denoising_step_list', send));
+    const sendSeed = () => {
+      const seed = this.#seedValue();
+      if (seed !== null) send({ base_seed: seed });
+    };
+    this.#seed.addEventListener('change', sendSeed);
+    this.#steps.addEventListener('change', () => send({ denoising_step_list: JSON.parse(this.#steps.value) }));
     this.#bias.addEventListener('input', () => {
-      this.#show();
+      this.#showBias();
       clearTimeout(this.#later);
-      this.#later = setTimeout(() => this.#changed('kv_cache_attention_bias', send), 120);
+      this.#later = setTimeout(() => send({ kv_cache_attention_bias: Number(this.#bias.value) }), 120);
     });
     document.getElementById('dice').addEventListener('click', () => {
       this.#seed.value = Math.floor(Math.random() * 1e6);
-      this.#changed('base_seed', send);
+      sendSeed();
     });
   }
 
-  /** Takes over what the model works with by default, where the viewer has not chosen. */
-  adopt(model) {
-    if (!this.#touched.has('denoising_step_list') && model.default_steps?.length) {
-      const known = PRESETS.some(({ steps }) => same(steps, model.default_steps));
-      this.#fill(known ? PRESETS : [{ name: 'default', steps: model.default_steps }, ...PRESETS]);
-      this.#steps.value = JSON.stringify(model.default_steps);
+  /** What holds now, whoever said so. A field that someone is using is left alone. */
+  show({ base_seed: seed, denoising_step_list: steps, kv_cache_attention_bias: bias }, name = 'custom') {
+    if (seed !== undefined && !focused(this.#seed)) this.#seed.value = seed;
+    if (steps?.length && !focused(this.#steps)) {
+      const known = PRESETS.some((preset) => same(preset.steps, steps));
+      this.#fill(known ? PRESETS : [{ name, steps }, ...PRESETS]);
+      this.#steps.value = JSON.stringify(steps);
     }
-    if (!this.#touched.has('kv_cache_attention_bias') && model.default_attention_bias) {
-      this.#bias.value = model.default_attention_bias;
-      this.#show();
+    if (bias !== undefined && !focused(this.#bias)) {
+      this.#bias.value = bias;
+      this.#showBias();
     }
-  }
-
-  /** What the viewer has chosen; the rest is the model's business. */
-  read() {
-    const all = {
-      base_seed: this.#seedValue(),
-      denoising_step_list: JSON.parse(this.#steps.value),
-      kv_cache_attention_bias: Number(this.#bias.value),
-    };
-    return Object.fromEntries(Object.entries(all).filter(([key, value]) => this.#touched.has(key) && value !== null));
   }
 
   #seedValue() {
@@ -63,19 +58,13 @@ export class Controls {
     return valid ? seed : null;
   }
 
-  #changed(key, send) {
-    this.#touched.add(key);
-    const value = this.read()[key];
-    if (value !== undefined) send({ [key]: value });
-  }
-
   #fill(presets) {
     this.#steps.replaceChildren(
       ...presets.map(({ name, steps }) => new Option(`${steps.length} – ${name}`, JSON.stringify(steps))),
     );
   }
 
-  #show() {
+  #showBias() {
     this.#shown.textContent = Number(this.#bias.value).toFixed(2);
   }
 }

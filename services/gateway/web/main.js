@@ -5,47 +5,62 @@ import { Controls } from '/assets/controls.js';
 import { listen } from '/assets/keys.js';
 import { Panel } from '/assets/panel.js';
 import { Prompts } from '/assets/prompts.js';
+import { Receipts } from '/assets/receipts.js';
+import { Screen } from '/assets/screen.js';
 import { Stream } from '/assets/stream.js';
+import { problem, sentence, waiting } from '/assets/texts.js';
+import { Wishes } from '/assets/wishes.js';
+
+const WATCH_MS = 1000;
+/** While nobody answers. */
+const KNOCK_MS = 400;
 
 const element = (id) => document.getElementById(id);
-const video = element('video');
-const screen = element('screen');
-const curtain = element('curtain');
 const panel = new Panel();
-let paused = false;
-let sentAt = null;
-let awaited = 0;
-
-const stream = new Stream(video, () => {
-  const prompts = boxes.read();
-  return { input_mode: 'text', ...(prompts.length ? { prompts } : {}), ...controls.read() };
-});
-const send = (parameters) => {
-  hideNotice();
-  if (!stream.send(parameters)) say('not connected yet');
-};
-const controls = new Controls((parameters) => { if (stream.open) send(parameters); });
+const receipts = new Receipts();
+const wishes = new Wishes();
+const screen = new Screen((width, height) => panel.picture(width, height));
+const stream = new Stream(element('video'), initial);
+const controls = new Controls(send);
 const boxes = new Prompts(element('prompts'), sendPrompt);
+let paused = false;
+let adopted = false;
+
+/** The first session starts with what stands in the prompt box; a later one with what was sent last. */
+function initial() {
+  const prompts = boxes.read();
+  if (!wishes.has('prompts') && prompts.length) {
+    wishes.keep({ prompts });
+    boxes.settle();
+  }
+  return { input_mode: 'text', ...wishes.all() };
+}
+
+function send(parameters) {
+  hideNotice();
+  if (stream.send(parameters)) {
+    wishes.sent(parameters);
+    receipts.sent(parameters);
+    return;
+  }
+  wishes.keep(parameters);
+  receipts.kept(parameters);
+}
 
 function sendPrompt() {
   const prompts = boxes.read();
   if (prompts.length === 0) {
-    say('the prompt is empty');
+    notice('the prompt is empty');
     return;
   }
+  boxes.settle();
   const chunks = Number(element('transition').value);
-  sentAt = performance.now();
-  awaited = Infinity;
-  say('sent');
   send(chunks === 0 ? { prompts } : { transition: { target_prompts: prompts, num_steps: chunks } });
 }
 
-function say(text) {
-  element('sent').textContent = text;
-}
-
-function notice(text) {
-  element('notice').textContent = text;
+function notice(text, raw = '') {
+  element('notice').textContent = sentence(text);
+  element('notice').title = raw;
   element('notice').hidden = false;
 }
 
@@ -76,92 +91,127 @@ async function snapshot() {
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
   } catch (error) {
-    notice(`no snapshot: ${error.message}`);
+    notice(`no snapshot: ${problem(error.error ?? { message: error.message })}`, error.message);
   }
 }
 
 function fullscreen() {
   if (document.fullscreenElement) document.exitFullscreen();
-  else screen.requestFullscreen?.();
+  else element('screen').requestFullscreen?.();
 }
 
 // Connection ------------------------------------------------------------------------------------------------------
 
-const TITLES = { waiting: 'The server is getting ready', connecting: 'Connecting', failed: 'No stream' };
-
-stream.addEventListener('state', ({ detail: { state, text, status, retry } }) => {
+function connection(state, text, raw = '') {
   element('connection').dataset.state = state;
-  element('connection-text').textContent = state === 'waiting' ? `waiting for ${text}` : text;
-  element('retry').hidden = state !== 'failed';
-  element('pulse').hidden = state === 'failed';
-  element('curtain-title').textContent = TITLES[state] ?? '';
-  element('curtain-text').textContent = state === 'waiting' ? `It waits for ${text}.`
-    : state === 'failed' ? `${text}. Trying again in ${Math.max(1, Math.round(retry / 1000))} s.` : '';
-  if (state !== 'live') curtain.classList.remove('away');
-  if (state === 'live' && video.videoWidth > 0) curtain.classList.add('away');
-  if (state === 'connecting') element('curtain-text').textContent = 'The first picture takes a moment.';
-  if (status === 401) askToken();
-});
+  element('connection-text').textContent = text;
+  element('connection').title = raw;
+  panel.live(state === 'live', paused);
+}
+
+const STATES = {
+  unreachable() {
+    connection('unreachable', 'reconnecting');
+    screen.cover({ title: 'Reconnecting', text: 'the server does not answer; the stream starts anew as soon as it does' });
+  },
+  waiting({ text }) {
+    connection('waiting', 'waiting for the server', text);
+    screen.cover({ title: 'The server is getting ready', text: waiting(text), raw: text });
+  },
+  connecting() {
+    connection('connecting', 'connecting');
+    screen.cover({ title: 'Connecting', text: 'the first picture takes a moment' });
+  },
+  live() {
+    connection('live', paused ? 'paused' : 'live');
+    if (!screen.empty) screen.lift();
+    else if (paused) screen.cover({ title: 'Paused', text: 'the new stream starts when you press play', busy: false });
+  },
+  interrupted({ silent }) {
+    connection('interrupted', 'interrupted');
+    const text = silent ? 'the server does not answer; it reconnects by itself' : 'no new pictures arrive; they go on as soon as some do';
+    screen.cover({ title: 'Interrupted', text });
+  },
+  reconnecting({ error }) {
+    connection('reconnecting', 'reconnecting', error.message);
+    screen.cover({ title: 'Reconnecting', text: problem(error), raw: error.message });
+  },
+  failed({ error, status, retry }) {
+    connection('failed', 'no stream', error.message);
+    const seconds = Math.max(1, Math.round(retry / 1000));
+    screen.cover({ title: 'No stream', text: `${problem(error)}; trying again in ${seconds} s`, raw: error.message, retry: true, busy: false });
+    if (status === 401) askToken();
+  },
+};
+
+stream.addEventListener('state', ({ detail }) => STATES[detail.state](detail));
 
 stream.addEventListener('open', () => {
-  paused = false;
-  showPaused();
   hideNotice();
-  say('');
+  panel.begin();
+});
+
+stream.addEventListener('closed', () => {
+  wishes.disconnected();
+  receipts.forget();
+  stream.held = false;
 });
 
 stream.addEventListener('message', ({ detail: message }) => {
   switch (message.type) {
     case 'chunk':
       panel.chunk(message);
+      receipts.chunk(message);
+      stream.chunkTook(message.timings.chunk_us / 1000);
       break;
     case 'parameters_accepted':
-      awaited = message.update;
+      wishes.accepted();
+      receipts.accepted(message.update, paused);
+      break;
+    case 'parameters_updated':
+      wishes.keep(message.parameters);
+      follow(message.parameters);
       break;
     case 'applied':
-      if (sentAt !== null && message.update >= awaited) {
-        say(message.transition_active ? 'changing …' : `in the picture after ${Math.round(performance.now() - sentAt)} ms`);
-        sentAt = null;
-      }
+      receipts.applied(message);
+      if (receipts.idle) follow(message.changed);
       break;
     case 'session_state':
       sessionState(message);
       break;
     case 'error':
-      sentAt = null;
-      say('');
-      notice(message.error.message);
+      if (message.refused) {
+        wishes.refused();
+        receipts.refused();
+      } else {
+        receipts.failed();
+      }
+      notice(problem(message.error), message.error.message);
       break;
     default:
   }
 });
 
+/** Shows what holds, whoever changed it. */
+function follow(parameters) {
+  controls.show(parameters);
+  const prompts = parameters.transition?.target_prompts ?? parameters.prompts;
+  if (prompts?.length) boxes.show(prompts);
+}
+
 function sessionState({ state, error }) {
+  stream.held = state === 'recovering' || state === 'paused' || state === 'starting';
   if (state === 'recovering') {
-    element('connection').dataset.state = 'connecting';
-    element('connection-text').textContent = 'the mesh is recovering';
-    notice(error?.message ?? 'The mesh lost a process and is forming again. The stream goes on when it is back.');
+    connection('recovering', 'one moment', error?.message);
+    screen.cover({ title: 'One moment', text: problem(error ?? { reason: 'recovering' }), raw: error?.message });
     return;
   }
-  if (state === 'streaming' || state === 'paused') {
-    element('connection').dataset.state = 'live';
-    element('connection-text').textContent = state === 'paused' ? 'paused' : 'live';
-    paused = state === 'paused';
-    showPaused();
-    hideNotice();
-  }
+  if (state !== 'streaming' && state !== 'paused') return;
+  paused = state === 'paused';
+  showPaused();
+  hideNotice();
+  if (stream.live) STATES.live();
 }
-
-function playing() {
-  if (video.videoWidth === 0) return;
-  screen.style.setProperty('--shape', `${video.videoWidth} / ${video.videoHeight}`);
-  screen.classList.toggle('small', video.videoWidth <= 256);
-  panel.picture(video.videoWidth, video.videoHeight);
-  curtain.classList.add('away');
-}
-
-video.addEventListener('playing', playing);
-video.addEventListener('resize', playing);
 
 // Token -----------------------------------------------------------------------------------------------------------
 
@@ -177,13 +227,18 @@ element('token-form').addEventListener('submit', () => {
 
 // Buttons and keys ------------------------------------------------------------------------------------------------
 
-const reset = () => send({ reset_cache: true });
+const reset = () => {
+  if (stream.open) send({ reset_cache: true });
+};
 
 element('prompt-form').addEventListener('submit', (event) => {
   event.preventDefault();
   sendPrompt();
 });
-element('add-prompt').addEventListener('click', () => boxes.add());
+element('add-prompt').addEventListener('click', () => {
+  boxes.add();
+  boxes.focusLast();
+});
 element('pause').addEventListener('click', pause);
 element('reset').addEventListener('click', reset);
 element('snapshot').addEventListener('click', snapshot);
@@ -192,16 +247,32 @@ element('retry').addEventListener('click', () => stream.retryNow());
 listen({ '/': () => boxes.focus(), ' ': pause, r: reset, s: snapshot, f: fullscreen });
 
 async function watchCell() {
+  let next = WATCH_MS;
   try {
     const state = await api.cell();
     panel.cell(state);
-    if (state.model) controls.adopt(state.model);
-  } catch {
-    // The connection line says what is wrong.
+    if (state.model) adopt(state.model);
+    stream.answered(state.instance);
+  } catch (error) {
+    panel.cell(null);
+    if (error.status === 0) {
+      next = KNOCK_MS;
+      stream.silent();
+    } else {
+      stream.answered();
+    }
   }
-  panel.roundTrip(await stream.roundTrip());
+  if (stream.live) panel.roundTrip(await stream.roundTrip());
+  setTimeout(watchCell, next);
 }
 
-setInterval(watchCell, 2000);
+/** What the model works with by default holds where nobody has chosen. */
+function adopt({ default_steps: steps, default_attention_bias: bias }) {
+  if (adopted) return;
+  adopted = true;
+  const defaults = { denoising_step_list: steps, kv_cache_attention_bias: bias };
+  controls.show(Object.fromEntries(Object.entries(defaults).filter(([key, value]) => value && !wishes.has(key))), 'default');
+}
+
 watchCell();
 stream.run();

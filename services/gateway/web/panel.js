@@ -1,35 +1,56 @@
 // The live panel: what the stream reports about itself.
 
+import { ms } from '/assets/texts.js';
+
 const HISTORY = 60;
-const show = (id, text) => { document.getElementById(id).textContent = text; };
-const ms = (us) => (us >= 1e6 ? `${(us / 1e6).toFixed(2)} s` : `${Math.round(us / 1000)} ms`);
+const element = (id) => document.getElementById(id);
+const show = (id, text) => { element(id).textContent = text; };
+const TIMES = ['never', 'once', 'twice'];
 
 export class Panel {
   #rates = [];
   #line = document.querySelector('#spark polyline');
-  #epochs = { mesh: null, cache: null };
+  #epoch = null;
+  #restarts = 0;
 
   chunk(report) {
     show('live-fps', report.fps.toFixed(1));
     show('live-chunk', `${ms(report.timings.chunk_us)} · ${report.frames} frames`);
     show('live-dropped', String(report.dropped_frames));
     if (report.timings.parameter_to_packet_us > 0) show('live-prompt', ms(report.timings.parameter_to_packet_us));
-    this.#epochs = { mesh: report.mesh_epoch, cache: report.cache_epoch };
-    this.#showEpochs();
+    if (this.#epoch !== null && report.cache_epoch !== this.#epoch) this.#restarts += 1;
+    this.#epoch = report.cache_epoch;
+    show('live-cache-epoch', String(report.cache_epoch));
+    show('live-restarts', TIMES[this.#restarts] ?? `${this.#restarts} times`);
     this.#rates.push(report.fps);
     if (this.#rates.length > HISTORY) this.#rates.shift();
     this.#draw();
   }
 
-  cell({ mesh, model, sessions, max_sessions: limit }) {
-    if (mesh) {
-      show('live-mesh', `${mesh.state} · ${mesh.world_size} ${mesh.world_size === 1 ? 'rank' : 'ranks'}`);
-      this.#epochs.mesh = mesh.epoch ?? this.#epochs.mesh;
-      this.#showEpochs();
-    } else {
-      show('live-mesh', 'no leader');
+  /** What the gateway says about its cell; nothing while it says nothing. */
+  cell(state) {
+    if (!state) {
+      for (const id of ['live-mesh', 'live-mesh-epoch']) show(id, '–');
+      return;
     }
-    document.getElementById('live-title').title = `${model?.name ?? 'model unknown'}, ${sessions} of ${limit} sessions`;
+    const { mesh, model, sessions, max_sessions: limit } = state;
+    show('live-mesh', mesh ? `${mesh.state} · ${mesh.world_size} ${mesh.world_size === 1 ? 'process' : 'processes'}` : 'not there');
+    show('live-mesh-epoch', mesh?.epoch ?? '–');
+    element('live-title').title = `${model?.name ?? 'model unknown'}, ${sessions} of ${limit} sessions`;
+  }
+
+  /** Whether numbers of the stream are of now. Old ones are greyed; a rate of nothing is none. */
+  live(live, paused) {
+    element('live').classList.toggle('stale', !live || paused);
+    if (!live) {
+      for (const id of ['live-fps', 'live-rtt']) show(id, '–');
+    }
+  }
+
+  /** Another session counts from its own beginning. */
+  begin() {
+    [this.#epoch, this.#restarts] = [null, 0];
+    for (const id of ['live-restarts', 'live-cache-epoch']) show(id, '–');
   }
 
   roundTrip(time) {
@@ -38,10 +59,6 @@ export class Panel {
 
   picture(width, height) {
     show('live-size', `${width} × ${height}`);
-  }
-
-  #showEpochs() {
-    show('live-epoch', `${this.#epochs.mesh ?? '–'} / ${this.#epochs.cache ?? '–'}`);
   }
 
   #draw() {

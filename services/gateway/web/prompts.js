@@ -4,6 +4,8 @@ const MAX_PROMPTS = 8;
 
 export class Prompts {
   #list;
+  /** The lines as they were sent or shown last. */
+  #known = null;
 
   constructor(list, onSend) {
     this.#list = list;
@@ -16,7 +18,7 @@ export class Prompts {
     this.add('a quiet sea at dawn, slow waves, soft light');
   }
 
-  add(text = '') {
+  add(text = '', share = 100) {
     const lines = this.#list.children;
     if (lines.length >= MAX_PROMPTS) return;
     const number = lines.length + 1;
@@ -26,10 +28,10 @@ export class Prompts {
     box.setAttribute('aria-label', `Prompt ${number}`);
     const weight = document.createElement('label');
     weight.className = 'weight';
-    const slider = Object.assign(document.createElement('input'), { type: 'range', min: 0, max: 100, value: 100, step: 5 });
+    const slider = Object.assign(document.createElement('input'), { type: 'range', min: 0, max: 100, step: 5, value: share });
     slider.setAttribute('aria-label', `Weight of prompt ${number}`);
     const shown = document.createElement('span');
-    shown.textContent = '100';
+    shown.textContent = slider.value;
     slider.addEventListener('input', () => { shown.textContent = slider.value; });
     weight.append(slider, shown);
     const remove = Object.assign(document.createElement('button'), { type: 'button', className: 'ghost remove', textContent: '×', title: 'Remove' });
@@ -40,13 +42,31 @@ export class Prompts {
     });
     line.append(box, weight, remove);
     this.#list.append(line);
-    if (number > 1) box.focus();
   }
 
   focus() {
     const box = this.#list.querySelector('textarea');
     box?.focus();
     box?.select();
+  }
+
+  /** What stands there is what holds. */
+  settle() {
+    this.#known = JSON.stringify(this.read());
+  }
+
+  /** Shows prompts that someone else sent, unless someone is typing here. */
+  show(prompts) {
+    const touched = this.#known !== null && this.#known !== JSON.stringify(this.read());
+    if (touched || this.#list.contains(document.activeElement) || same(prompts, this.read())) return;
+    const most = heaviest(prompts);
+    this.#list.replaceChildren();
+    for (const { text, weight } of prompts) this.add(text, (weight / most) * 100);
+    this.settle();
+  }
+
+  focusLast() {
+    this.#list.lastElementChild?.querySelector('textarea').focus();
   }
 
   /** `[{text, weight}]` of the lines that are not empty. */
@@ -59,3 +79,8 @@ export class Prompts {
       .filter(({ text }) => text !== '');
   }
 }
+
+const heaviest = (prompts) => Math.max(...prompts.map(({ weight }) => weight)) || 1;
+/** Weights are relative. */
+const same = (a, b) => a.length === b.length && a.every(({ text, weight }, index) => text === b[index].text
+  && Math.abs(weight / heaviest(a) - b[index].weight / heaviest(b)) < 0.03);

@@ -15,6 +15,10 @@ const ASSETS: &[(&str, &str, &str)] = &[
     ("controls.js", JS, include_str!("../../web/controls.js")),
     ("prompts.js", JS, include_str!("../../web/prompts.js")),
     ("panel.js", JS, include_str!("../../web/panel.js")),
+    ("receipts.js", JS, include_str!("../../web/receipts.js")),
+    ("screen.js", JS, include_str!("../../web/screen.js")),
+    ("texts.js", JS, include_str!("../../web/texts.js")),
+    ("wishes.js", JS, include_str!("../../web/wishes.js")),
     ("keys.js", JS, include_str!("../../web/keys.js")),
     ("icon.svg", "image/svg+xml", include_str!("../../web/icon.svg")),
 ];

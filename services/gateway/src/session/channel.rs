@@ -161,14 +161,14 @@ impl Reader {
         let parameters = match read(&message.data) {
             Ok(parameters) if parameters.is_empty() => return None,
             Ok(parameters) => parameters,
-            Err(error) => return Some(ServerMessage::error(&error)),
+            Err(error) => return Some(ServerMessage::refused(&error)),
         };
         Some(match self.line.update(parameters.clone()).await {
             Ok(accepted) => {
                 self.shared.accepted(parameters);
                 ServerMessage::ParametersAccepted { update: accepted.update }
             }
-            Err(error) => ServerMessage::error(&error),
+            Err(error) => ServerMessage::refused(&error),
         })
     }
 }

@@ -39,12 +39,15 @@ pub(crate) enum ServerMessage {
     Chunk(Box<ChunkReport>),
     Error {
         error: ClientError,
+        /// It answers an update of this client, in place of `parameters_accepted`.
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        refused: bool,
     },
 }
 
 impl ServerMessage {
-    pub(crate) fn error(error: &Error) -> Self {
-        Self::Error { error: error.for_client() }
+    pub(crate) fn refused(error: &Error) -> Self {
+        Self::Error { error: error.for_client(), refused: true }
     }
 
     pub(crate) fn stopped(error: Option<&ClientError>) -> Self {
@@ -66,7 +69,7 @@ impl From<Event> for ServerMessage {
     fn from(event: Event) -> Self {
         match event {
             Event::State { state, error } => Self::SessionState { state, error },
-            Event::Error { error } => Self::Error { error },
+            Event::Error { error } => Self::Error { error, refused: false },
             Event::Applied { update, chunk_index, cache_epoch, changed, transition_active } => {
                 Self::Applied { update, chunk_index, cache_epoch, changed, transition_active }
             }
@@ -92,12 +95,14 @@ mod tests {
         let error = Error::new(Reason::RankLost, "rank 1 died").detail("secret");
         let stopped = parsed(&ServerMessage::stopped(Some(&error.for_client())));
         assert_eq!(stopped["error_message"], "rank 1 died");
-        let refused = parsed(&ServerMessage::error(&Error::new(Reason::BadField, "noise_scale is 2")));
+        let refused = parsed(&ServerMessage::refused(&Error::new(Reason::BadField, "noise_scale is 2")));
         assert_eq!(
             refused,
             json!({"type": "error", "error": {"class": "invalid_argument", "reason": "bad_field", "retryable": false,
-                "message": "noise_scale is 2"}})
+                "message": "noise_scale is 2"}, "refused": true})
         );
+        let failed = ServerMessage::from(Event::Error { error: error.for_client() });
+        assert!(parsed(&failed).get("refused").is_none(), "no update of the client's failed");
         let changed = Parameters { base_seed: Some(7), ..Parameters::default() };
         let updated = ServerMessage::ParametersUpdated { parameters: Box::new(changed) };
         assert_eq!(parsed(&updated), json!({"type": "parameters_updated", "parameters": {"base_seed": 7}}));

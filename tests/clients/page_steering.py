@@ -1,0 +1,63 @@
+"""What the page says about what it sent, and what it shows of changes that others make over HTTP. Prints one JSON
+object."""
+
+import argparse
+import json
+
+import chromium
+
+
+def main(args):
+    errors = []
+    result = {}
+    with chromium.opened(args, errors) as page:
+        def post(body):
+            answer = page.request.post(f"{args.url}/api/v1/session/parameters", data=body)
+            assert answer.ok, answer.text()
+
+        chromium.wait_frames(page, 20)
+        page.select_option("#transition", "2")
+        chromium.type_prompt(page, "a blue whale")
+        result["transition"] = [chromium.wait_text(page, "#sent", "changing …"), chromium.wait_text(page, "#sent", "changed")]
+        chromium.shot(page, args, "-changed")
+        page.keyboard.press("Escape")
+        mesh = page.request.get(f"{args.url}/api/v1/cell").json()["mesh"]["epoch"]
+        result["mesh_epoch"] = {"told": mesh, "shown": page.inner_text("#live-mesh-epoch")}
+        result["cache_epoch"] = {"before": int(page.inner_text("#live-cache-epoch"))}
+        page.keyboard.press("r")
+        result["reset"] = chromium.wait_text(page, "#sent", "started over")
+        page.wait_for_function("() => document.getElementById('live-restarts').textContent === 'once'")
+        result["cache_epoch"]["after"] = int(page.inner_text("#live-cache-epoch"))
+        page.select_option("#steps", label="2 – quick")
+        result["steps"] = chromium.wait_text(page, "#settings-sent", "2 denoising steps")
+        page.evaluate("() => document.activeElement.blur()")
+
+        post({"base_seed": 77, "kv_cache_attention_bias": 0.5, "denoising_step_list": [1000, 400], "prompts": [{"text": "a fox"}]})
+        page.wait_for_function("() => document.getElementById('seed').value === '77'")
+        page.wait_for_function("() => document.querySelector('#prompts textarea').value === 'a fox'")
+        result["followed"] = {"steps": page.input_value("#steps"), "bias": page.inner_text("#bias-value")}
+        page.focus("#seed")
+        page.keyboard.type("1")
+        chromium.type_prompt(page, "half a thou", send=False)
+        page.focus("#seed")
+        post({"base_seed": 78, "kv_cache_attention_bias": 0.6, "prompts": [{"text": "a hen"}]})
+        chromium.wait_text(page, "#bias-value", "0.60")
+        result["kept"] = {"seed": page.input_value("#seed"), "prompt": page.input_value("#prompts textarea")}
+
+        page.evaluate("() => document.activeElement.blur()")
+        page.keyboard.press(" ")
+        chromium.wait_text(page, "#connection", "paused")
+        chromium.type_prompt(page, "a heron")
+        result["while_paused"] = chromium.wait_text(page, "#sent", "takes effect")
+        chromium.shot(page, args, "-while-paused")
+
+        second = page.context.new_page()
+        second.goto(args.url)
+        second.wait_for_function("() => document.getElementById('connection').dataset.state === 'failed'")
+        result["full"] = {"text": second.inner_text("#curtain-text"), "raw": second.get_attribute("#curtain", "title")}
+        chromium.shot(second, args, "-full")
+    result["errors"] = errors
+    print(json.dumps(result))
+
+
+main(chromium.arguments(argparse.ArgumentParser()).parse_args())
