@@ -59,11 +59,7 @@ pub fn ensure(tools: &[Tool]) -> Result<()> {
     } else if succeeds("sudo", &["-n", "true"]) {
         &["sudo", "-n"]
     } else {
-        return Err(Refused(format!(
-            "missing: {names}. This installs them:\n  sudo apt-get update && sudo apt-get install -y --no-install-recommends {}",
-            packages.join(" ")
-        ))
-        .into());
+        return Err(Refused(one_line(&names, &packages)).into());
     };
     println!("missing: {names}; installing {}", packages.join(" "));
     run(&mut apt(prefix, &["update"]))?;
@@ -74,6 +70,12 @@ pub fn ensure(tools: &[Tool]) -> Result<()> {
             Err(Refused(format!("{} is still missing after installing {}", tool.name, tool.package)).into())
         }
     }
+}
+
+/// For who may not install: what is missing, and the line that somebody who may can paste.
+fn one_line(names: &str, packages: &[&str]) -> String {
+    let install = "sudo apt-get update && sudo apt-get install -y --no-install-recommends";
+    format!("missing: {names}. This installs them:\n  {install} {}", packages.join(" "))
 }
 
 fn apt(prefix: &[&str], args: &[&str]) -> Command {
@@ -90,12 +92,22 @@ fn apt(prefix: &[&str], args: &[&str]) -> Command {
 
 #[cfg(test)]
 mod tests {
-    use super::{Tool, ensure};
+    use super::{Tool, ensure, one_line};
 
     #[test]
     fn nothing_is_installed_when_every_tool_is_present() {
         let present = Tool { name: "a shell", package: "none", present: || true };
 
         assert!(ensure(&[present]).is_ok());
+    }
+
+    #[test]
+    fn who_may_not_install_is_given_the_line_that_does() {
+        let text = one_line("nasm, pkg-config", &["nasm", "pkg-config"]);
+
+        assert!(text.starts_with("missing: nasm, pkg-config."), "{text}");
+        let line = text.lines().last().unwrap().trim();
+        assert!(line.starts_with("sudo apt-get update && sudo apt-get install"), "{line}");
+        assert!(line.ends_with(" nasm pkg-config"), "{line}");
     }
 }

@@ -171,7 +171,35 @@ fn remove(folder: &Path) -> Result<()> {
 mod tests {
     use std::fs;
 
-    use super::{replace, size};
+    use super::{STAMP, fetch, replace, size, stamp};
+    use crate::layout::Layout;
+
+    /// A checkout whose pins are `pins`, with what was fetched for `fetched`.
+    fn checkout(pins: &str, fetched: &str) -> (tempfile::TempDir, Layout) {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(Some(dir.path().to_owned()));
+        for (file, text) in [("runtime.txt", pins), ("cuda.txt", "")] {
+            let path = layout.requirements(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        fs::create_dir_all(layout.site()).unwrap();
+        fs::write(layout.site().join(STAMP), fetched).unwrap();
+        (dir, layout)
+    }
+
+    #[test]
+    fn a_second_run_fetches_nothing() {
+        let (_dir, layout) = checkout("torch==1", "torch==1");
+        fetch(&layout, false).unwrap();
+        assert!(!layout.venv().exists(), "pip's environment was made");
+    }
+
+    #[test]
+    fn a_changed_pin_is_another_stamp() {
+        let (_dir, layout) = checkout("torch==2", "torch==1");
+        assert_ne!(stamp(&layout, false).unwrap(), fs::read_to_string(layout.site().join(STAMP)).unwrap());
+    }
 
     #[test]
     fn a_new_folder_takes_the_place_of_the_old_one() {
