@@ -156,6 +156,12 @@ impl Cell {
         &self.nats_url
     }
 
+    /// Where the processes dump their flight recorders.
+    #[must_use]
+    pub fn flight_dir(&self) -> PathBuf {
+        self.dir.path().join("flight")
+    }
+
     /// File with the password of a NATS user.
     #[must_use]
     pub fn password_file(&self, user: &str) -> PathBuf {

@@ -6,11 +6,13 @@
 pub mod cell;
 
 pub mod http;
+pub mod operator;
 pub mod process;
 pub mod python;
 pub mod viewer;
 pub mod wait;
 
 pub use cell::{Cell, CellBuilder};
+pub use operator::Operator;
 pub use process::Signal;
 pub use viewer::Viewer;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use contract::subjects::{self, Ops};
-use contract::{CellId, MeshEpoch, Rank, SessionId};
+use contract::{CellId, InstanceId, MeshEpoch, Rank, SessionId};
 use xtask::layout::Layout;
 use xtask::setup::credentials::USERS;
 
@@ -103,8 +103,17 @@ fn every_service_reports_its_status_and_only_an_operator_commands_a_cell() {
     assert_directions(&subjects::cell_status(&cell), EVERYBODY, &listeners);
     for verb in Ops::ALL {
         let speakers: &[&str] = if verb == Ops::Status { &["ops", "guest"] } else { &["ops"] };
-        assert_directions(&subjects::ops(&cell, verb), speakers, &["stage0", "leader"]);
+        // The gateway stands in for a stage0 that is gone, to be looked at.
+        let answerers: &[&str] = if verb == Ops::Status { &["stage0", "gateway"] } else { &["stage0"] };
+        assert_directions(&subjects::ops(&cell, verb), speakers, answerers);
     }
+}
+
+#[test]
+fn whoever_answers_an_operator_asks_the_flight_recorders() {
+    let subject = subjects::recorder(&CellId::default(), InstanceId::random());
+
+    assert_directions(&subject, &["stage0", "gateway"], &["stage0", "leader", "worker"]);
 }
 
 #[test]

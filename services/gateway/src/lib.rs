@@ -8,6 +8,7 @@ mod config;
 mod error;
 mod http;
 mod media;
+mod ops;
 mod origins;
 mod serve;
 mod session;

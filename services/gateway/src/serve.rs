@@ -14,7 +14,7 @@ use tracing::{info, warn};
 
 use crate::app::App;
 use crate::config::Config;
-use crate::{http, status};
+use crate::{http, ops, status};
 
 /// Together well below the grace of a shutdown.
 const DRAIN_WAIT: Duration = Duration::from_millis(3000);
@@ -40,6 +40,7 @@ pub struct Running {
     server: JoinHandle<std::io::Result<()>>,
     broker: JoinHandle<Result<Service, Error>>,
     status: JoinHandle<()>,
+    stand_in: Option<JoinHandle<()>>,
 }
 
 impl Running {
@@ -55,7 +56,7 @@ impl Running {
         let server = tokio::spawn(server.serve(http::router(app.clone()), http_stop.clone()));
         let broker = tokio::spawn(connect(app.clone()));
         let status = tokio::spawn(status::publish(app.clone()));
-        Ok(Self { app, address, stop: http_stop, server, broker, status })
+        Ok(Self { app, address, stop: http_stop, server, broker, status, stand_in: None })
     }
 
     #[must_use]
@@ -76,7 +77,11 @@ impl Running {
                     Err(e) => Outcome::failed(format!("http: {e}")),
                 },
                 connected = &mut self.broker, if service.is_none() => match connected {
-                    Ok(Ok(connected)) => service = Some(connected),
+                    Ok(Ok(connected)) => {
+                        let stand_in = ops::stand_in(self.app.clone(), connected.clone());
+                        self.stand_in = Some(tokio::spawn(stand_in));
+                        service = Some(connected);
+                    }
                     Ok(Err(error)) => break error.into(),
                     Err(e) => break Outcome::failed(format!("broker: {e}")),
                 },
@@ -86,6 +91,9 @@ impl Running {
             warn!("sessions were still ending when the time was up");
         }
         self.status.abort();
+        if let Some(stand_in) = &self.stand_in {
+            stand_in.abort();
+        }
         self.broker.abort();
         self.stop.cancel();
         if let Some(service) = service {
@@ -98,7 +106,7 @@ impl Running {
     }
 }
 
-/// Connects, then registers the service that `$SRV` discovery finds. It has no endpoints: nobody asks the gateway.
+/// Connects, then registers the service that `$SRV` discovery finds. It has no endpoints, unless it stands in for stage0.
 async fn connect(app: App) -> Result<Service, Error> {
     app.broker().connect(&app.config().nats()).await?;
     let info = ServiceInfo {

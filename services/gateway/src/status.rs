@@ -31,6 +31,8 @@ pub(crate) async fn publish(app: App) {
             waiting_for: snapshot.waiting_for,
             draining: app.stop().is_cancelled(),
             uptime_ms: u64::try_from(identity.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            pid: std::process::id(),
+            rss_bytes: runtime::vitals::rss_bytes(),
             mesh: None,
             stage0: None,
         };

@@ -6,6 +6,7 @@ use std::time::Instant;
 use contract::envelope::MeshPhase;
 use contract::tp::Beat;
 use contract::{InstanceId, MeshEpoch, Rank};
+use mesh::Activity;
 use mesh::leader::View;
 
 pub(crate) struct Board {
@@ -16,12 +17,12 @@ pub(crate) struct Board {
 #[derive(Clone)]
 pub(crate) struct Shown {
     pub(crate) view: View,
-    pub(crate) last_chunk_ms: Option<f32>,
+    pub(crate) activity: Activity,
 }
 
 impl Board {
     pub(crate) fn new(instance: InstanceId, view: View) -> Self {
-        Self { instance, shown: Mutex::new(Shown { view, last_chunk_ms: None }) }
+        Self { instance, shown: Mutex::new(Shown { view, activity: Activity::default() }) }
     }
 
     pub(crate) fn instance(&self) -> InstanceId {
@@ -29,11 +30,15 @@ impl Board {
     }
 
     pub(crate) fn show(&self, view: View) {
-        self.lock().view = view;
+        let mut shown = self.lock();
+        if shown.view.epoch != view.epoch {
+            shown.activity.epoch_over();
+        }
+        shown.view = view;
     }
 
-    pub(crate) fn chunk_took(&self, ms: f32) {
-        self.lock().last_chunk_ms = Some(ms);
+    pub(crate) fn note(&self, note: impl FnOnce(&mut Activity)) {
+        note(&mut self.lock().activity);
     }
 
     pub(crate) fn shown(&self) -> Shown {
@@ -46,7 +51,7 @@ impl Board {
 
     /// The leader's beat to a worker of `epoch`. For an epoch that is over it says so.
     pub(crate) fn beat(&self, epoch: MeshEpoch, now: Instant) -> Beat {
-        let Shown { view, .. } = self.shown();
+        let view = self.lock().view.clone();
         let over = view.epoch != Some(epoch);
         let busy = view.busy_since.map(|since| now.saturating_duration_since(since).as_millis());
         Beat {

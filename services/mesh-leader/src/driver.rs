@@ -13,7 +13,7 @@ use contract::{CellId, Deadline, Digest, Error, MeshEpoch, Rank, Reason, WorldSi
 use engine::{CallTensors, Engine, Group, Outcome as RunOutcome};
 use mesh::leader::{Action, Input, Leader, LoadFailure, Message, RunReport, Source, Verb};
 use mesh::{ExitCode, Ticket, Timing};
-use runtime::metric_names;
+use runtime::{Recorder, metric_names};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
@@ -71,6 +71,7 @@ pub(crate) struct Driver {
     pub(crate) engine: Engine,
     pub(crate) links: Arc<LinkDesk>,
     pub(crate) board: Arc<Board>,
+    pub(crate) recorder: Recorder,
     pub(crate) key: mpsc::Sender<Order>,
     /// Serves the calls of a new epoch.
     pub(crate) open_epoch: Arc<dyn EpochOpener>,
@@ -135,16 +136,26 @@ impl Driver {
 
     async fn step(&mut self, input: Input) {
         let now = Instant::now();
+        if !input.is_routine() {
+            self.recorder.input(now, &input);
+        }
+        if let Input::Beat(beat) = &input {
+            self.board.note(|activity| activity.beat(beat.rank, now));
+        }
         let before = self.leader.view(now);
         let actions = self.leader.handle(now, input);
         let after = self.leader.view(now);
+        for action in actions.iter().filter(|action| !action.is_routine()) {
+            self.recorder.action(now, action);
+        }
         if before.phase != after.phase {
             debug!(from = before.phase.as_str(), to = after.phase.as_str(), "phase");
         }
-        if after.last_fault != before.last_fault
+        if actions.iter().any(Action::ends_epoch)
             && let Some(fault) = &after.last_fault
         {
             warn!(fault, "the mesh epoch ended");
+            self.recorder.fault(now, fault);
         }
         // Shown before the actions, so that a closed epoch is closed for everyone who looks.
         self.board.show(after);
@@ -328,13 +339,14 @@ impl Driver {
         let (epoch, plan_id) = (plan.mesh_epoch, plan.plan_id);
         let tensors = self.state.fetched.take().filter(|(id, _)| *id == plan_id).map(|(_, tensors)| tensors);
         let ran = self.engine.run(plan, tensors, deadline);
+        self.board.note(|activity| activity.began(plan_id));
         let (tx, links, board) = (self.tx.clone(), Arc::clone(&self.links), Arc::clone(&self.board));
         tokio::spawn(async move {
-            let result = match ran.await.unwrap_or_else(|_| Err(engine_gone())) {
+            let ran = ran.await.unwrap_or_else(|_| Err(engine_gone()));
+            board.note(|activity| activity.ended(plan_id, ran.as_ref().ok().map(|outcome| outcome.took)));
+            let result = match ran {
                 Ok(outcome) => {
-                    let seconds = outcome.took.as_secs_f64();
-                    metrics::histogram!(metric_names::GENERATOR_SECONDS).record(seconds);
-                    board.chunk_took((seconds * 1e3) as f32);
+                    metrics::histogram!(metric_names::GENERATOR_SECONDS).record(outcome.took.as_secs_f64());
                     Ok(Box::new(report(outcome, links, deliver).await))
                 }
                 Err(error) => Err(error),

@@ -1,13 +1,14 @@
 //! Builds the leader's parts, runs them, and says how it ended.
 
 use std::collections::HashMap;
-use std::future::Future;
+use std::future::{Future, ready};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bus::{Bus, Endpoint, Service, ServiceInfo};
-use contract::{CellId, Error, InstanceId, MeshEpoch, Reason};
+use contract::recording::RecordingRequest;
+use contract::{CellId, Error, InstanceId, MeshEpoch, Reason, subjects};
 use engine::Engine;
 use engine::settings::RankSettings;
 use mesh::leader::{Leader, LeaderConfig};
@@ -84,6 +85,8 @@ async fn serve(context: Context<LeaderSettings>) -> Result<Ended, Outcome> {
         timing: settings.mesh.timing(),
     };
     let (instance, timing) = (config.instance, config.timing);
+    let recorder = context.recorder.clone();
+    recorder.identify(instance);
     info!(%instance, %world_size, model = rank.model.name, "forming a mesh");
     let now = Instant::now();
     let (leader, first) = Leader::new(now, config);
@@ -100,6 +103,9 @@ async fn serve(context: Context<LeaderSettings>) -> Result<Ended, Outcome> {
     tokio::spawn(keeper.keep(orders));
     tokio::spawn(tell_lost(why, tx.clone()));
     let _join = endpoints::serve_join(&service, &cell, tx.clone()).await?;
+    let of = recorder.clone();
+    let recording = move |_, asked: RecordingRequest| ready(Ok(of.recording().newest(asked.max_bytes)));
+    let _recorder = service.serve("recorder", &subjects::recorder(&cell, instance), 1, recording).await?;
     let reporter = Reporter {
         bus: bus.clone(),
         cell: cell.clone(),
@@ -107,6 +113,7 @@ async fn serve(context: Context<LeaderSettings>) -> Result<Ended, Outcome> {
         world_size,
         model: rank.model.clone(),
         board: Arc::clone(&board),
+        recorder: recorder.clone(),
         readiness: context.readiness.clone(),
     };
     let reporting = tokio::spawn(reporter.run());
@@ -123,6 +130,7 @@ async fn serve(context: Context<LeaderSettings>) -> Result<Ended, Outcome> {
         liveness,
         engine,
         board,
+        recorder,
         key: key.clone(),
         open_epoch: Arc::new(opener),
         tx,

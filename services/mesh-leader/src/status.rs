@@ -8,11 +8,11 @@ use contract::envelope::MeshPhase;
 use contract::model::ModelInfo;
 use contract::status::{MeshStatus, ProcessStatus, Role, STATUS_INTERVAL_MS};
 use contract::{CONTRACT_VERSION, CellId, MeshEpoch, Rank, WorldSize, subjects};
-use runtime::{Readiness, metric_names};
+use runtime::{Readiness, Recorder, metric_names, vitals};
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::debug;
 
-use crate::board::Board;
+use crate::board::{Board, Shown};
 
 const PHASES: [MeshPhase; 8] = [
     MeshPhase::Forming,
@@ -32,6 +32,7 @@ pub(crate) struct Reporter {
     pub(crate) world_size: WorldSize,
     pub(crate) model: ModelInfo,
     pub(crate) board: Arc<Board>,
+    pub(crate) recorder: Recorder,
     pub(crate) readiness: Readiness,
 }
 
@@ -60,8 +61,8 @@ impl Reporter {
     }
 
     fn status(&self, started: Instant) -> ProcessStatus {
-        let shown = self.board.shown();
-        let view = shown.view;
+        let now = Instant::now();
+        let Shown { view, activity } = self.board.shown();
         let bus_up = self.bus.state().borrow().is_connected();
         let waiting_for = if bus_up { view.waiting_for } else { Some("broker".to_owned()) };
         ProcessStatus {
@@ -74,15 +75,22 @@ impl Reporter {
             waiting_for,
             draining: view.draining,
             uptime_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            pid: std::process::id(),
+            rss_bytes: vitals::rss_bytes(),
             mesh: Some(MeshStatus {
                 rank: Some(Rank::LEADER),
                 world_size: self.world_size,
                 phase: view.phase,
                 epoch: view.epoch,
                 lease: view.lease,
+                lease_holder: view.lease_holder,
                 running: view.running,
-                last_fault: view.last_fault,
-                last_chunk_ms: shown.last_chunk_ms,
+                last_call: view.last_call,
+                running_plan: activity.running_plan(),
+                last_plan: activity.last_plan(),
+                last_fault: self.recorder.last_fault(now),
+                chunks: activity.chunks.times(),
+                beats: activity.beats(now),
                 model: Some(self.model.clone()),
             }),
             stage0: None,

@@ -1,24 +1,21 @@
 //! What the processes of the cell say of themselves.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use bus::{Bus, Subscription};
+use bus::{Bus, Census, Subscription};
 use contract::CONTRACT_VERSION;
 use contract::envelope::MeshPhase;
 use contract::error::Error;
 use contract::ids::{CellId, InstanceId, MeshEpoch};
-use contract::status::{ProcessStatus, Role, STATUS_TIMEOUT_MS};
+use contract::ops::CellReport;
+use contract::status::{ProcessStatus, Role};
 use contract::subjects;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 /// Status messages that may wait.
 const BACKLOG: usize = 256;
-/// Processes remembered, whatever the broker brings.
-const PROCESSES: usize = 256;
-const TIMEOUT: Duration = Duration::from_millis(STATUS_TIMEOUT_MS);
 
 /// The leader as its last status shows it.
 #[derive(Clone, Debug, PartialEq)]
@@ -36,20 +33,22 @@ impl LeaderView {
     }
 }
 
-type Heard = HashMap<InstanceId, (ProcessStatus, Instant)>;
-
 /// Clones share what was heard.
-#[derive(Clone, Default)]
-pub(crate) struct Cell(Arc<Mutex<Heard>>);
+#[derive(Clone)]
+pub(crate) struct Cell(Arc<Mutex<Census>>);
 
 impl Cell {
+    fn new(now: Instant) -> Self {
+        Self(Arc::new(Mutex::new(Census::new(now))))
+    }
+
     /// Listens until `stop`.
     ///
     /// # Errors
     /// The broker refuses the subscription or is away.
     pub(crate) async fn listen(bus: &Bus, cell: &CellId, stop: CancellationToken) -> Result<Self, Error> {
         let subscription = bus.subscribe(&subjects::cell_status(cell), BACKLOG).await?;
-        let heard = Self::default();
+        let heard = Self::new(Instant::now());
         tokio::spawn(stop.run_until_cancelled_owned(heard.clone().receive(subscription)));
         Ok(heard)
     }
@@ -57,7 +56,7 @@ impl Cell {
     async fn receive(self, mut subscription: Subscription) {
         while let Some(message) = subscription.next().await {
             match message.decode::<ProcessStatus>() {
-                Ok(status) if status.version == CONTRACT_VERSION => self.heard(status, message.received),
+                Ok(status) if status.version == CONTRACT_VERSION => self.hear(message.received, status),
                 Ok(status) => {
                     warn!(version = status.version, "a status of another contract version is ignored")
                 }
@@ -66,46 +65,39 @@ impl Cell {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Heard> {
+    fn lock(&self) -> MutexGuard<'_, Census> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn heard(&self, status: ProcessStatus, now: Instant) {
-        let mut heard = self.lock();
-        heard.retain(|_, (_, at)| now.saturating_duration_since(*at) < TIMEOUT);
-        if heard.len() < PROCESSES || heard.contains_key(&status.instance) {
-            heard.insert(status.instance, (status, now));
-        }
+    pub(crate) fn hear(&self, now: Instant, status: ProcessStatus) {
+        self.lock().hear(now, status);
     }
 
-    /// Every process heard lately, by role.
-    pub(crate) fn processes(&self, now: Instant) -> Vec<ProcessStatus> {
-        let heard = self.lock();
-        let fresh = heard.values().filter(|(_, at)| now.saturating_duration_since(*at) < TIMEOUT);
-        let mut processes: Vec<_> = fresh.map(|(status, _)| status.clone()).collect();
-        processes.sort_by_key(|status| (status.role, status.instance));
-        processes
+    /// What is known of the cell, as this stage0 tells it.
+    pub(crate) fn report(&self, now: Instant, cell: &CellId, instance: InstanceId) -> CellReport {
+        self.lock().report(now, cell, (Role::Stage0, instance))
     }
 
     /// The leader of the newest epoch heard lately.
     pub(crate) fn leader(&self, now: Instant) -> Option<LeaderView> {
-        let heard = self.lock();
-        let fresh = |at: &Instant| now.saturating_duration_since(*at) < TIMEOUT;
-        let leaders = heard.values().filter(|(status, at)| status.role == Role::MeshLeader && fresh(at));
+        let census = self.lock();
+        let leaders = census.live(now).filter(|(status, _)| status.role == Role::MeshLeader);
         let mesh = leaders.filter_map(|(status, at)| Some((status.mesh.as_ref()?, status, at)));
         mesh.max_by_key(|(mesh, ..)| mesh.epoch).map(|(mesh, status, at)| LeaderView {
             epoch: mesh.epoch,
             phase: mesh.phase,
             waiting_for: status.waiting_for.clone(),
-            at: *at,
+            at,
         })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use contract::ids::{Rank, WorldSize};
-    use contract::status::MeshStatus;
+    use contract::status::{MeshStatus, STATUS_TIMEOUT_MS};
 
     use super::*;
 
@@ -116,9 +108,14 @@ mod tests {
             phase,
             epoch: epoch.map(MeshEpoch),
             lease: None,
+            lease_holder: None,
             running: None,
+            last_call: None,
+            running_plan: None,
+            last_plan: None,
             last_fault: None,
-            last_chunk_ms: None,
+            chunks: None,
+            beats: Vec::new(),
             model: None,
         };
         ProcessStatus {
@@ -131,6 +128,8 @@ mod tests {
             waiting_for: None,
             draining: false,
             uptime_ms: 0,
+            pid: 1,
+            rss_bytes: 0,
             mesh: Some(mesh),
             stage0: None,
         }
@@ -138,13 +137,14 @@ mod tests {
 
     #[test]
     fn the_leader_of_the_newest_epoch_counts_and_a_silent_one_is_gone() {
-        let (cell, now) = (Cell::default(), Instant::now());
+        let now = Instant::now();
+        let cell = Cell::new(now);
         assert_eq!(cell.leader(now), None);
-        cell.heard(process(Role::MeshLeader, Some(4), MeshPhase::Ready), now);
-        cell.heard(process(Role::TpWorker, Some(9), MeshPhase::Ready), now);
-        cell.heard(process(Role::MeshLeader, Some(5), MeshPhase::Warming), now);
+        cell.hear(now, process(Role::MeshLeader, Some(4), MeshPhase::Ready));
+        cell.hear(now, process(Role::TpWorker, Some(9), MeshPhase::Ready));
+        cell.hear(now, process(Role::MeshLeader, Some(5), MeshPhase::Warming));
         let leader = cell.leader(now).unwrap();
         assert_eq!((leader.epoch, leader.takes_calls()), (Some(MeshEpoch(5)), false));
-        assert_eq!(cell.leader(now + TIMEOUT), None);
+        assert_eq!(cell.leader(now + Duration::from_millis(STATUS_TIMEOUT_MS)), None);
     }
 }

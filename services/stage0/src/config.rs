@@ -9,6 +9,7 @@ use runtime::{ConfigError, ServiceConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::attendance::Patience;
+use crate::call_budget::Bounds;
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -28,7 +29,7 @@ pub(crate) struct Stage0Section {
     pub end_without_viewer_s: u64,
     pub min_bitrate_kbps: u32,
     pub max_bitrate_kbps: u32,
-    /// Budget of a call until enough of them were measured.
+    /// Budget of a call until enough of them were measured, and its ceiling from then on.
     pub call_budget_ms: u64,
     /// The least budget of a call, however fast they are.
     pub call_budget_floor_ms: u64,
@@ -52,6 +53,13 @@ impl Default for Stage0Section {
 }
 
 impl Stage0Section {
+    pub(crate) fn call_bounds(&self) -> Bounds {
+        Bounds {
+            floor: Duration::from_millis(self.call_budget_floor_ms),
+            ceiling: Duration::from_millis(self.call_budget_ms),
+        }
+    }
+
     pub(crate) fn patience(&self) -> Patience {
         Patience {
             pause_after: Duration::from_secs(self.pause_without_viewer_s),
@@ -71,8 +79,14 @@ impl ServiceConfig for Config {
         ("stage0.end_without_viewer_s", "and ends after this long"),
         ("stage0.min_bitrate_kbps", "least bitrate that an encoder is set to"),
         ("stage0.max_bitrate_kbps", "highest bitrate that an encoder is set to"),
-        ("stage0.call_budget_ms", "budget of a mesh call until enough of them were measured"),
-        ("stage0.call_budget_floor_ms", "least budget of a mesh call"),
+        (
+            "stage0.call_budget_ms",
+            "budget of a mesh call until 8 were measured, and the most it may have ever after",
+        ),
+        (
+            "stage0.call_budget_floor_ms",
+            "least budget of a mesh call; between both it is 4 times the 99th percentile",
+        ),
         ("stage0.recovery_s", "how long a session waits for a mesh that is gone"),
     ];
 

@@ -23,6 +23,7 @@ mod service;
 mod session;
 mod sessions;
 mod settings;
+mod status;
 mod studio;
 mod telemetry;
 

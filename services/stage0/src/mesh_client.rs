@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use contract::envelope::{Infer, ResultV1};
 use contract::error::{Error, Reason};
-use contract::ids::LeaseEpoch;
+use contract::ids::{CallId, LeaseEpoch};
+use contract::status::{LinkState, RunTimes};
 use contract::tensor::TensorKey;
 use tch::Tensor;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -60,6 +61,13 @@ pub(crate) struct MeshView {
     pub session_slots: u32,
     /// Whatever is handed in is answered within this.
     pub patience: Duration,
+    pub link: LinkState,
+    /// The INFER that runs, and the last one sent under the lease.
+    pub running: Option<CallId>,
+    pub last_call: Option<CallId>,
+    /// Calls that ended well, and how long the next may take.
+    pub calls: Option<RunTimes>,
+    pub budget: Duration,
 }
 
 /// What the process asks of the mesh beside chunks.

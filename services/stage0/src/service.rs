@@ -1,7 +1,7 @@
 //! From configuration to a running stage 0, and back down.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bus::{Bus, BusConfig, ServiceInfo};
 use contract::error::{Error, Reason};
@@ -18,6 +18,7 @@ use crate::config::Config;
 use crate::heartbeat::Heartbeat;
 use crate::ops::Operations;
 use crate::sessions::{Making, Sessions};
+use crate::status::Portrait;
 use crate::{events, mesh_client, models};
 
 /// Sessions that may be created at a time.
@@ -55,6 +56,7 @@ async fn serve(context: &Context<Config>) -> Result<Option<Running>, Outcome> {
     let config = &context.config.value;
     let common = &config.common;
     let (shutdown, readiness) = (&context.shutdown, &context.readiness);
+    let started = Instant::now();
     let http = HealthServer::bind(&common.http).await.map_err(Outcome::from)?;
     tokio::spawn(http.serve(context.health_router(), shutdown.token()));
 
@@ -70,16 +72,15 @@ async fn serve(context: &Context<Config>) -> Result<Option<Running>, Outcome> {
     let instance = InstanceId::random();
     let cell_id = common.cell.id.clone();
     let cell = Cell::listen(&bus, &cell_id, shutdown.token()).await.map_err(Outcome::from)?;
-    let budget = CallBudget::new(
-        Duration::from_millis(config.stage0.call_budget_ms),
-        Duration::from_millis(config.stage0.call_budget_floor_ms),
-    );
+    let recorder = context.recorder.clone();
+    recorder.identify(instance);
     let settings = mesh_client::Settings {
         cell_id: cell_id.clone(),
         instance,
         model: model.clone(),
-        budget,
+        budget: CallBudget::new(config.stage0.call_bounds()),
         sessions: config.stage0.max_sessions,
+        recorder: recorder.clone(),
     };
     let mesh = mesh_client::start(settings, bus.clone(), cell.clone(), shutdown.clone());
     let service = bus
@@ -111,23 +112,20 @@ async fn serve(context: &Context<Config>) -> Result<Option<Running>, Outcome> {
     };
     let subject = subjects::session_create(&cell_id);
     let create = service.serve("session-create", &subject, CREATING, create).await.map_err(Outcome::from)?;
-    let operations = Operations {
-        cell_id: cell_id.clone(),
-        cell,
-        sessions: sessions.clone(),
-        readiness: readiness.clone(),
-        shutdown: shutdown.clone(),
-    };
-    let mut endpoints = operations.serve(&service).await.map_err(Outcome::from)?;
-    endpoints.push(create);
-    let heartbeat = Heartbeat {
+    let portrait = Portrait {
         bus,
         cell_id,
         instance,
-        build: context.about.version.to_owned(),
+        build: context.about.version,
+        started,
         sessions: sessions.clone(),
-        readiness: readiness.clone(),
+        recorder,
     };
+    let grace = Duration::from_millis(common.shutdown.grace_ms);
+    let operations = Operations::new(portrait.clone(), cell, shutdown.clone(), grace);
+    let mut endpoints = operations.serve(&service).await.map_err(Outcome::from)?;
+    endpoints.push(create);
+    let heartbeat = Heartbeat { portrait, readiness: readiness.clone(), shutdown: shutdown.clone() };
     tokio::spawn(heartbeat.run());
     Ok(Some(Running { sessions, publisher, _endpoints: endpoints }))
 }

@@ -121,6 +121,9 @@ impl Sessions {
             return Err(Error::new(Reason::UnsupportedVersion, text));
         }
         request.parameters.validate()?;
+        if let Some(closed) = &self.lock().closed {
+            return Err(closed.clone());
+        }
         let model = &self.0.making.model;
         let no_size = || Error::new(Reason::UnsupportedSize, "this cell serves no size");
         let size = request.size.or(model.default_size()).ok_or_else(no_size)?;

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use contract::tp::{Assignment, Beat};
 use contract::{InstanceId, MeshEpoch};
+use mesh::Activity;
 use mesh::worker::View;
 
 pub(crate) struct Board {
@@ -15,12 +16,12 @@ pub(crate) struct Board {
 #[derive(Clone)]
 pub(crate) struct Shown {
     pub(crate) view: View,
-    pub(crate) last_chunk_ms: Option<f32>,
+    pub(crate) activity: Activity,
 }
 
 impl Board {
     pub(crate) fn new(instance: InstanceId, view: View) -> Self {
-        Self { instance, shown: Mutex::new(Shown { view, last_chunk_ms: None }) }
+        Self { instance, shown: Mutex::new(Shown { view, activity: Activity::default() }) }
     }
 
     pub(crate) fn instance(&self) -> InstanceId {
@@ -28,11 +29,15 @@ impl Board {
     }
 
     pub(crate) fn show(&self, view: View) {
-        self.lock().view = view;
+        let mut shown = self.lock();
+        if shown.view.epoch != view.epoch {
+            shown.activity.epoch_over();
+        }
+        shown.view = view;
     }
 
-    pub(crate) fn chunk_took(&self, ms: f32) {
-        self.lock().last_chunk_ms = Some(ms);
+    pub(crate) fn note(&self, note: impl FnOnce(&mut Activity)) {
+        note(&mut self.lock().activity);
     }
 
     pub(crate) fn shown(&self) -> Shown {
@@ -45,7 +50,7 @@ impl Board {
 
     /// This rank's beat in the epoch of `assignment`; once that is over, its last one says why.
     pub(crate) fn beat(&self, assignment: &Assignment, now: Instant) -> Beat {
-        let Shown { view, .. } = self.shown();
+        let view = self.lock().view.clone();
         let over = view.epoch != Some(assignment.mesh_epoch);
         let busy = view.busy_since.map(|since| now.saturating_duration_since(since).as_millis());
         Beat {

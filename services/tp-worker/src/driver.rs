@@ -12,7 +12,7 @@ use engine::{Engine, Group};
 use mesh::leader::LoadFailure;
 use mesh::worker::{Action, Input, Worker};
 use mesh::{ExitCode, Ticket, Timing};
-use runtime::metric_names;
+use runtime::{Recorder, metric_names};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
@@ -60,6 +60,7 @@ pub(crate) struct Driver {
     pub(crate) cell: CellId,
     pub(crate) engine: Engine,
     pub(crate) board: Arc<Board>,
+    pub(crate) recorder: Recorder,
     pub(crate) tx: mpsc::Sender<Event>,
     pub(crate) state: DriverState,
 }
@@ -89,22 +90,33 @@ impl Driver {
                 _ = tick.tick() => Some(Input::Tick),
             };
             if let Some(input) = input {
-                let before = self.worker.view();
-                let actions = self.worker.handle(Instant::now(), input);
-                let after = self.worker.view();
-                if after.last_fault != before.last_fault
-                    && let Some(fault) = &after.last_fault
-                {
-                    warn!(fault, "the mesh epoch ended");
-                }
-                self.board.show(after);
-                for action in actions {
-                    self.perform(action);
-                }
+                self.step(input);
             }
             if let Some(ended) = self.state.ended.take() {
                 return ended;
             }
+        }
+    }
+
+    fn step(&mut self, input: Input) {
+        let now = Instant::now();
+        if !input.is_routine() {
+            self.recorder.input(now, &input);
+        }
+        if let Input::Beat(beat) = &input {
+            self.board.note(|activity| activity.beat(beat.rank, now));
+        }
+        let actions = self.worker.handle(now, input);
+        self.board.show(self.worker.view());
+        for action in actions {
+            if !action.is_routine() {
+                self.recorder.action(now, &action);
+            }
+            if let Some(fault) = action.fault() {
+                warn!(fault, "the mesh epoch ended");
+                self.recorder.fault(now, &fault);
+            }
+            self.perform(action);
         }
     }
 
@@ -152,7 +164,11 @@ impl Driver {
             Action::Run { plan, deadline } => self.run_plan(*plan, deadline),
             Action::Abort { reason } => self.engine.abort(&reason),
             // The liveness thread sees on the board that the epoch is over, says why, and closes.
-            Action::Leave { .. } => self.state.endpoints = None,
+            Action::Leave { .. } => {
+                if let Some(endpoints) = &mut self.state.endpoints {
+                    endpoints.leave();
+                }
+            }
             Action::Exit { code, reason } => self.state.ended = Some(Ended { code, reason }),
         }
     }
@@ -205,11 +221,12 @@ impl Driver {
         let (epoch, plan_id) = (plan.mesh_epoch, plan.plan_id);
         let (ran, tx, board) =
             (self.engine.run(plan, None, deadline), self.tx.clone(), Arc::clone(&self.board));
+        board.note(|activity| activity.began(plan_id));
         tokio::spawn(async move {
-            let result = ran.await.unwrap_or_else(|_| Err(engine_gone())).map(|outcome| {
-                let seconds = outcome.took.as_secs_f64();
-                metrics::histogram!(metric_names::GENERATOR_SECONDS).record(seconds);
-                board.chunk_took((seconds * 1e3) as f32);
+            let ran = ran.await.unwrap_or_else(|_| Err(engine_gone()));
+            board.note(|activity| activity.ended(plan_id, ran.as_ref().ok().map(|outcome| outcome.took)));
+            let result = ran.map(|outcome| {
+                metrics::histogram!(metric_names::GENERATOR_SECONDS).record(outcome.took.as_secs_f64());
             });
             let _ = tx.send(Event::Machine(Input::Ran { epoch, plan_id, result })).await;
         });

@@ -15,8 +15,16 @@ const CONCURRENCY: usize = 8;
 
 /// Served until dropped.
 pub(crate) struct EpochEndpoints {
-    _endpoints: [Endpoint; 3],
+    plans: Option<[Endpoint; 3]>,
     shutdown: AbortHandle,
+}
+
+impl EpochEndpoints {
+    /// The epoch was left: no plan is taken any more. Its shutdown is still heard, since the abort that comes with one may
+    /// be faster than the message.
+    pub(crate) fn leave(&mut self) {
+        self.plans = None;
+    }
 }
 
 impl Drop for EpochEndpoints {
@@ -39,7 +47,7 @@ pub(crate) async fn serve(
     let go = move |_, reference: PlanRef| ask(to.clone(), Ask::Go(reference));
     let to = events.clone();
     let cancel = move |_, reference: PlanRef| ask(to.clone(), Ask::Cancel(reference));
-    let endpoints = [
+    let plans = [
         service.serve("tp-plan", &subjects::tp_plan(cell, epoch, rank), CONCURRENCY, plan).await?,
         service.serve("tp-go", &subjects::tp_go(cell, epoch, rank), CONCURRENCY, go).await?,
         service.serve("tp-cancel", &subjects::tp_cancel(cell, epoch, rank), CONCURRENCY, cancel).await?,
@@ -55,7 +63,7 @@ pub(crate) async fn serve(
             }
         }
     };
-    Ok(EpochEndpoints { _endpoints: endpoints, shutdown: tokio::spawn(listen).abort_handle() })
+    Ok(EpochEndpoints { plans: Some(plans), shutdown: tokio::spawn(listen).abort_handle() })
 }
 
 async fn ask(events: mpsc::Sender<Event>, ask: Ask) -> Result<Ack, Error> {

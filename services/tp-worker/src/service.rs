@@ -1,11 +1,13 @@
 //! Builds the worker's parts, runs them, and says how it ended.
 
 use std::collections::HashMap;
+use std::future::ready;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bus::{Bus, ServiceInfo};
-use contract::{Error, InstanceId, Reason};
+use contract::recording::RecordingRequest;
+use contract::{Error, InstanceId, Reason, subjects};
 use engine::Engine;
 use engine::settings::RankSettings;
 use mesh::worker::{Worker, WorkerConfig};
@@ -84,6 +86,11 @@ async fn serve(context: Context<WorkerSettings>) -> Result<Ended, Outcome> {
     };
     let instance = config.instance;
     info!(%instance, model = config.model.name, "joining a mesh");
+    let recorder = context.recorder.clone();
+    recorder.identify(instance);
+    let of = recorder.clone();
+    let recording = move |_, asked: RecordingRequest| ready(Ok(of.recording().newest(asked.max_bytes)));
+    let _recorder = service.serve("recorder", &subjects::recorder(&cell, instance), 1, recording).await?;
     let worker = Worker::new(Instant::now(), config);
     let board = Arc::new(Board::new(instance, worker.view()));
     let (tx, events) = mpsc::channel(QUEUE);
@@ -92,6 +99,7 @@ async fn serve(context: Context<WorkerSettings>) -> Result<Ended, Outcome> {
         cell: cell.clone(),
         build: context.about.version,
         board: Arc::clone(&board),
+        recorder: recorder.clone(),
         readiness: context.readiness.clone(),
     };
     let reporting = tokio::spawn(reporter.run());
@@ -103,6 +111,7 @@ async fn serve(context: Context<WorkerSettings>) -> Result<Ended, Outcome> {
         cell,
         engine,
         board,
+        recorder,
         tx,
         state: DriverState::default(),
     };

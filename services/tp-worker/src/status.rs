@@ -6,17 +6,18 @@ use std::time::{Duration, Instant};
 use bus::Bus;
 use contract::status::{MeshStatus, ProcessStatus, Role, STATUS_INTERVAL_MS};
 use contract::{CONTRACT_VERSION, CellId, WorldSize, subjects};
-use runtime::{Readiness, metric_names};
+use runtime::{Readiness, Recorder, metric_names, vitals};
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::debug;
 
-use crate::board::Board;
+use crate::board::{Board, Shown};
 
 pub(crate) struct Reporter {
     pub(crate) bus: Bus,
     pub(crate) cell: CellId,
     pub(crate) build: &'static str,
     pub(crate) board: Arc<Board>,
+    pub(crate) recorder: Recorder,
     pub(crate) readiness: Readiness,
 }
 
@@ -46,8 +47,8 @@ impl Reporter {
     }
 
     fn status(&self, started: Instant) -> ProcessStatus {
-        let shown = self.board.shown();
-        let view = shown.view;
+        let now = Instant::now();
+        let Shown { view, activity } = self.board.shown();
         let bus_up = self.bus.state().borrow().is_connected();
         let waiting_for = if bus_up { view.waiting_for } else { Some("broker".to_owned()) };
         ProcessStatus {
@@ -60,15 +61,22 @@ impl Reporter {
             waiting_for,
             draining: view.draining,
             uptime_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            pid: std::process::id(),
+            rss_bytes: vitals::rss_bytes(),
             mesh: Some(MeshStatus {
                 rank: view.rank,
                 world_size: view.world_size.unwrap_or(WorldSize::ONE),
                 phase: view.phase,
                 epoch: view.epoch,
                 lease: None,
+                lease_holder: None,
                 running: None,
-                last_fault: view.last_fault,
-                last_chunk_ms: shown.last_chunk_ms,
+                last_call: None,
+                running_plan: activity.running_plan(),
+                last_plan: activity.last_plan(),
+                last_fault: self.recorder.last_fault(now),
+                chunks: activity.chunks.times(),
+                beats: activity.beats(now),
                 model: None,
             }),
             stage0: None,

@@ -12,6 +12,7 @@
 //! asks it; and subscribe on `$SRV.>` when it registers a [`Service`].
 
 mod bus;
+pub mod census;
 mod config;
 mod connect;
 mod discovery;
@@ -19,12 +20,14 @@ mod endpoint;
 mod handle;
 pub mod leader_key;
 mod link;
+pub mod recordings;
 mod service;
 mod subscription;
 mod trace;
 mod wire;
 
 pub use bus::Bus;
+pub use census::Census;
 pub use config::{BusConfig, Secret};
 pub use endpoint::{Endpoint, Request};
 pub use link::ConnectionState;

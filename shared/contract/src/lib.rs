@@ -15,6 +15,7 @@ pub mod media;
 pub mod model;
 pub mod ops;
 pub mod params;
+pub mod recording;
 pub mod session;
 pub mod status;
 pub mod subjects;

@@ -1,6 +1,6 @@
 //! Every NATS subject. No other file of the product holds a subject literal.
 
-use crate::ids::{CellId, MeshEpoch, Rank, SessionId};
+use crate::ids::{CellId, InstanceId, MeshEpoch, Rank, SessionId};
 
 /// Prefix of all subjects, with the version of the contract.
 pub const ROOT: &str = "km.v1";
@@ -74,6 +74,12 @@ pub fn tp_shutdown(cell: &CellId, epoch: MeshEpoch) -> String {
 #[must_use]
 pub fn cell_status(cell: &CellId) -> String {
     format!("{ROOT}.cell.{cell}.status")
+}
+
+/// Where one process tells what its flight recorder holds.
+#[must_use]
+pub fn recorder(cell: &CellId, instance: InstanceId) -> String {
+    format!("{ROOT}.cell.{cell}.recorder.{instance}")
 }
 
 /// What an operator may ask of a cell.

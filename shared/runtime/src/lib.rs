@@ -11,9 +11,11 @@ pub mod lifecycle;
 pub mod metric_names;
 pub mod metrics;
 mod panics;
+pub mod recorder;
 pub mod shutdown;
 mod signals;
 pub mod telemetry;
+pub mod vitals;
 mod watchdog;
 
 pub use self::config::{Common, ConfigArgs, ConfigError, Loaded, ServiceConfig, Source};
@@ -21,4 +23,5 @@ pub use clock::StallDetector;
 pub use exit::{ExitCode, Outcome};
 pub use http::{HealthServer, Readiness};
 pub use lifecycle::Context;
+pub use recorder::Recorder;
 pub use shutdown::Shutdown;

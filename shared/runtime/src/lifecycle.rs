@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::io::Write;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::Runtime;
 use tracing::{error, info};
@@ -12,8 +12,9 @@ use crate::config::{self, ConfigArgs, Loaded, ServiceConfig};
 use crate::exit::{ExitCode, Outcome};
 use crate::http::{self, Readiness};
 use crate::metrics::Metrics;
+use crate::recorder::Recorder;
 use crate::shutdown::Shutdown;
-use crate::{panics, signals, telemetry, watchdog};
+use crate::{clock, panics, signals, telemetry, watchdog};
 
 /// Part of the grace kept for leaving once the body is done.
 const LEAVE: Duration = Duration::from_millis(500);
@@ -35,6 +36,8 @@ pub struct Context<C> {
     /// Starts as waiting for `starting`.
     pub readiness: Readiness,
     pub metrics: Metrics,
+    /// Dumped when the process fails, whatever of.
+    pub recorder: Recorder,
 }
 
 impl<C> Context<C> {
@@ -64,12 +67,14 @@ where
     signals::PROCESS.grace_ns.store(u64::try_from(grace.as_nanos()).unwrap_or(u64::MAX), Ordering::Release);
     let log = telemetry::init(&common.log, about.name).unwrap_or_else(|e| refuse(about, &e.to_string()));
     let shutdown = Shutdown::new(&signals::PROCESS);
+    let (cell, dir) = (common.cell.id, common.recorder.dir);
+    let recorder = Recorder::new(about.name, cell, dir, Instant::now(), clock::unix_millis());
     panics::install(shutdown.clone());
     let started = watchdog::start(&signals::PROCESS)
         .and_then(|()| signals::install(shutdown.clone()))
         .and_then(|()| runtime());
     let outcome = match started {
-        Ok(runtime) => run(about, loaded, &shutdown, runtime, body),
+        Ok(runtime) => run(about, loaded, &shutdown, recorder.clone(), runtime, body),
         Err(e) => Outcome::failed(format!("process set-up: {e}")),
     };
     // Whatever happened before decides as well: a panic in a task makes an orderly end a failure.
@@ -81,12 +86,22 @@ where
         }
     }
     let code = ExitCode::from_code(signals::PROCESS.code().unwrap_or(1));
+    if code != ExitCode::Stopped {
+        recorder.dump_now(shutdown.reason().unwrap_or("the process failed"));
+    }
     info!(code = code.code(), reason = shutdown.reason(), "leaving");
     log.flush(Duration::from_millis(200));
     watchdog::exit_now(code.code())
 }
 
-fn run<C, F, Fut>(about: About, config: Loaded<C>, shutdown: &Shutdown, runtime: Runtime, body: F) -> Outcome
+fn run<C, F, Fut>(
+    about: About,
+    config: Loaded<C>,
+    shutdown: &Shutdown,
+    recorder: Recorder,
+    runtime: Runtime,
+    body: F,
+) -> Outcome
 where
     C: ServiceConfig,
     F: FnOnce(Context<C>) -> Fut,
@@ -102,6 +117,7 @@ where
         shutdown: shutdown.clone(),
         readiness: Readiness::waiting_for("starting"),
         metrics: metrics.clone(),
+        recorder,
     };
     let outcome = runtime.block_on(async move {
         tokio::spawn(upkeep(metrics));
@@ -111,7 +127,7 @@ where
     let failed = !matches!(outcome, Outcome::Stopped);
     // The grace for what is left behind starts now, if it has not already.
     shutdown.begin(outcome.code(), if failed { "the service failed" } else { "the service ended" });
-    let left = shutdown.deadline().left(std::time::Instant::now()).duration();
+    let left = shutdown.deadline().left(Instant::now()).duration();
     runtime.shutdown_timeout(left.saturating_sub(LEAVE).min(Duration::from_secs(1)));
     outcome
 }

@@ -15,6 +15,7 @@ mod key {
     pub(super) const CELL_ID: &str = "KINEMESH_CELL__ID";
     pub(super) const HTTP_PORT: &str = "KINEMESH_HTTP__PORT";
     pub(super) const LOG_FORMAT: &str = "KINEMESH_LOG__FORMAT";
+    pub(super) const RECORDER_DIR: &str = "KINEMESH_RECORDER__DIR";
     pub(super) const MODEL_NAME: &str = "KINEMESH_MODEL__NAME";
     pub(super) const WORLD_SIZE: &str = "KINEMESH_MESH__WORLD_SIZE";
     pub(super) const DEVICE_KIND: &str = "KINEMESH_DEVICE__KIND";
@@ -32,7 +33,7 @@ pub struct Stack {
     pub model: String,
     /// Cores of this machine.
     pub cores: usize,
-    /// Where the broker keeps its streams.
+    /// Where the broker keeps its streams, and the services what they dump.
     pub run_dir: PathBuf,
 }
 
@@ -40,6 +41,11 @@ impl Stack {
     /// How many ports it needs besides the gateway's and the broker's.
     pub fn inner_port_count(world_size: u16) -> usize {
         1 + usize::from(world_size).max(1)
+    }
+
+    /// Dumps of the flight recorders.
+    pub fn flight_dir(&self) -> PathBuf {
+        self.run_dir.join("flight")
     }
 
     /// The broker, which the services need before they start.
@@ -74,6 +80,7 @@ impl Stack {
                     (key::CELL_ID, "cell0".into()),
                     (key::HTTP_PORT, port.or_else(|| ports.next()).unwrap_or_default().to_string().into()),
                     (key::LOG_FORMAT, "text".into()),
+                    (key::RECORDER_DIR, self.flight_dir().into()),
                 ];
                 if phase != Phase::Gateway {
                     env.push((key::MODEL_NAME, self.model.clone().into()));

@@ -153,6 +153,8 @@ mod tests {
             waiting_for: waiting_for.map(str::to_owned),
             draining: false,
             uptime_ms: 1,
+            pid: 1,
+            rss_bytes: 0,
             mesh: None,
             stage0: None,
         }

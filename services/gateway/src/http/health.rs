@@ -123,7 +123,7 @@ pub(super) async fn cell(State(app): State<App>) -> Json<CellState> {
             state: mesh.phase.as_str(),
             epoch: mesh.epoch.map(|epoch| epoch.0),
             world_size: mesh.world_size.get(),
-            last_fault: mesh.last_fault,
+            last_fault: mesh.last_fault.map(|fault| fault.what),
         }),
         sessions: app.sessions().all().len(),
         max_sessions: app.config().gateway.max_sessions,

@@ -8,13 +8,14 @@ use contract::envelope::{Action as Ask, HelloReply, Reply, ResultV1};
 use contract::error::{Class, Error, Reason};
 use contract::ids::{CallId, CellId, InstanceId};
 use contract::model::ModelInfo;
+use contract::status::LinkState;
 use contract::{Budget, Deadline, subjects};
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use latents::LatentLink;
 use mesh::controller::{Action, Controller, Input};
 use mesh::{DigestCache, Ticket, Timing};
-use runtime::{ExitCode, Shutdown, metric_names};
+use runtime::{ExitCode, Recorder, Shutdown, metric_names};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
 use tracing::{error, info, warn};
@@ -38,6 +39,7 @@ pub(crate) struct Settings {
     pub budget: CallBudget,
     /// Jobs that may wait: one for each session.
     pub sessions: u32,
+    pub recorder: Recorder,
 }
 
 /// Starts the actor. It ends with [`MeshHandle::bye`] or with the last handle.
@@ -49,6 +51,11 @@ pub(crate) fn start(settings: Settings, bus: Bus, cell: Cell, shutdown: Shutdown
         lease: None,
         session_slots: 0,
         patience: settings.budget.budget() + SLACK,
+        link: LinkState::Closed,
+        running: None,
+        last_call: None,
+        calls: None,
+        budget: settings.budget.budget(),
     };
     let (view_in, view) = watch::channel(view);
     let actor = Actor {
@@ -60,6 +67,7 @@ pub(crate) fn start(settings: Settings, bus: Bus, cell: Cell, shutdown: Shutdown
         link: None,
         known: DigestCache::new(CONDITIONINGS),
         current: None,
+        last_call: None,
         tickets: 0,
         doubt: None,
         refused: None,
@@ -90,6 +98,8 @@ struct Actor {
     link: Option<Box<dyn LatentLink>>,
     known: DigestCache<()>,
     current: Option<Current>,
+    /// The last INFER under the lease.
+    last_call: Option<CallId>,
     tickets: u64,
     /// A call failed then in a way that leaves open whether the mesh still stands.
     doubt: Option<Instant>,
@@ -179,7 +189,17 @@ impl Actor {
     fn step(&mut self, input: Input) {
         let mut inputs = VecDeque::from([input]);
         while let Some(input) = inputs.pop_front() {
-            for action in self.controller.handle(Instant::now(), input) {
+            let now = Instant::now();
+            if !input.is_routine() {
+                self.settings.recorder.input(now, &input);
+            }
+            for action in self.controller.handle(now, input) {
+                if !action.is_routine() {
+                    self.settings.recorder.action(now, &action);
+                }
+                if let Some(error) = action.fault() {
+                    self.settings.recorder.fault(now, error);
+                }
                 inputs.extend(self.perform(action));
             }
         }
@@ -188,6 +208,9 @@ impl Actor {
     fn perform(&mut self, action: Action) -> Option<Input> {
         match action {
             Action::Send { envelope, deadline } => {
+                if matches!(envelope.action, Ask::Infer(_)) {
+                    self.last_call = Some(envelope.call_id);
+                }
                 let subject = subjects::mesh_call(&self.settings.cell_id, envelope.mesh_epoch);
                 let left = Budget::from(deadline.saturating_duration_since(Instant::now()));
                 let deadline = Deadline::after(Instant::now(), left);
@@ -216,6 +239,7 @@ impl Actor {
             Action::Lost(error) => {
                 warn!(%error, "the lease on the mesh is lost");
                 self.link = None;
+                self.last_call = None;
                 self.refused = Some(error);
             }
             Action::Deliver { ticket, result } => self.deliver(ticket, result),
@@ -263,6 +287,9 @@ impl Actor {
         let Some(mut current) = self.current.take_if(|current| current.ticket == ticket) else { return };
         let call = current.sent.elapsed();
         let quarantined = self.controller.quarantined().is_some();
+        if result.as_ref().is_err_and(|error| error.class() == Class::DeadlineExceeded) {
+            self.settings.budget.ran_out();
+        }
         let result = match (result, self.link.as_deref_mut()) {
             (Ok(result), Some(link)) => current.placed.read(link, &result).map(|latents| {
                 self.settings.budget.record(call);
@@ -292,12 +319,22 @@ impl Actor {
     }
 
     fn show(&self) {
-        let budget = self.settings.budget.budget() * (self.settings.sessions + 1);
+        let budget = self.settings.budget.budget();
+        let link = match (&self.link, self.controller.quarantined()) {
+            (None, _) => LinkState::Closed,
+            (Some(_), None) => LinkState::Open,
+            (Some(_), Some(_)) => LinkState::Quarantined,
+        };
         let view = MeshView {
             waiting_for: self.waiting_for(),
             lease: self.controller.attached().map(|hello| hello.lease),
             session_slots: self.session_slots,
-            patience: budget + SLACK,
+            patience: budget * (self.settings.sessions + 1) + SLACK,
+            link,
+            running: self.controller.running(),
+            last_call: self.last_call,
+            calls: self.settings.budget.times(),
+            budget,
         };
         self.view.send_if_modified(|shown| {
             let changed = *shown != view;

@@ -1,7 +1,7 @@
 use std::time::Instant;
 
 use contract::envelope::MeshPhase;
-use contract::{CallId, LeaseEpoch, MeshEpoch};
+use contract::{CallId, InstanceId, LeaseEpoch, MeshEpoch};
 
 use super::Leader;
 
@@ -11,7 +11,11 @@ pub struct View {
     pub phase: MeshPhase,
     pub epoch: Option<MeshEpoch>,
     pub lease: Option<LeaseEpoch>,
+    /// The controller whose lease that is.
+    pub lease_holder: Option<InstanceId>,
     pub running: Option<CallId>,
+    /// The highest call id seen under the lease.
+    pub last_call: Option<CallId>,
     pub busy_since: Option<Instant>,
     pub draining: bool,
     /// What a mesh that is not ready waits for.
@@ -22,11 +26,14 @@ pub struct View {
 impl Leader {
     #[must_use]
     pub fn view(&self, now: Instant) -> View {
+        let lease = self.lease.in_force(now);
         View {
             phase: self.phase,
             epoch: self.epoch.as_ref().map(|formation| formation.epoch),
-            lease: self.lease.in_force(now).map(|lease| lease.epoch),
+            lease: lease.map(|lease| lease.epoch),
+            lease_holder: lease.map(|lease| lease.controller),
             running: self.running_call(),
+            last_call: self.lease.last_call(),
             busy_since: self.run.as_ref().map(|run| run.started),
             draining: self.draining.is_some(),
             waiting_for: self.waiting_for(),

@@ -137,7 +137,8 @@ impl Worker {
             Input::Loaded { epoch, result } => self.loaded(now, epoch, result, &mut out),
             Input::Ran { epoch, plan_id, result } => self.ran(now, epoch, plan_id, result, &mut out),
             Input::Shutdown(shutdown) => {
-                if self.epoch() == Some(shutdown.mesh_epoch) {
+                // The abort that comes with a shutdown may be faster, and end the epoch first.
+                if self.epoch().or(self.epochs_left) == Some(shutdown.mesh_epoch) {
                     self.exit(ExitCode::Asked, format!("shutdown: {}", shutdown.reason), &mut out);
                 }
             }

@@ -335,6 +335,15 @@ fn only_a_shutdown_of_its_own_epoch_ends_a_worker() {
 }
 
 #[test]
+fn a_shutdown_is_heard_after_the_abort_that_came_with_it() {
+    let shutdown = |mesh_epoch| Input::Shutdown(TpShutdown { mesh_epoch, reason: "ops".into() });
+    let mut rig = Rig::ready();
+    rig.tell(Input::LeaderGone { epoch: EPOCH, why: "connection closed".into() });
+    assert_eq!(exit_of(&rig.tell(shutdown(MeshEpoch(3)))), None);
+    assert_eq!(exit_of(&rig.tell(shutdown(EPOCH))).unwrap().0, ExitCode::Asked);
+}
+
+#[test]
 fn a_leader_that_says_faulted_is_left() {
     let mut rig = Rig::ready();
     let actions = rig.tell(Input::Beat(beat(EPOCH, MeshPhase::Faulted)));

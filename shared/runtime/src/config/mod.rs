@@ -14,7 +14,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 pub use layers::Provenance;
-pub use sections::{CellSection, Common, HttpSection, LogFormat, LogSection, NatsSection, ShutdownSection};
+pub use sections::{
+    CellSection, Common, HttpSection, LogFormat, LogSection, NatsSection, RecorderSection, ShutdownSection,
+};
 
 use crate::lifecycle::About;
 

@@ -1,5 +1,6 @@
 //! Sections that every service has.
 
+use std::env;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -15,6 +16,7 @@ pub struct Common {
     pub http: HttpSection,
     pub log: LogSection,
     pub shutdown: ShutdownSection,
+    pub recorder: RecorderSection,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -108,6 +110,27 @@ impl Default for ShutdownSection {
     }
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RecorderSection {
+    pub dir: PathBuf,
+}
+
+impl Default for RecorderSection {
+    fn default() -> Self {
+        Self { dir: state_dir().join("flight") }
+    }
+}
+
+/// Where state of this user lies: what the service manager says, or the XDG base directories.
+fn state_dir() -> PathBuf {
+    let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    set("STATE_DIRECTORY")
+        .or_else(|| set("XDG_STATE_HOME").map(|dir| dir.join("kinemesh")))
+        .or_else(|| set("HOME").map(|dir| dir.join(".local/state/kinemesh")))
+        .unwrap_or_else(|| env::temp_dir().join("kinemesh"))
+}
+
 /// One line about each key above, for `--print-config`.
 pub(crate) const DOCS: &[(&str, &str)] = &[
     ("cell.id", "name of the cell: a-z, 0-9 and '-'"),
@@ -120,5 +143,6 @@ pub(crate) const DOCS: &[(&str, &str)] = &[
     ("http.port", "0 picks a free one"),
     ("log.format", "text or json"),
     ("log.filter", "tracing directives"),
+    ("recorder.dir", "folder of the flight recorder's dumps, shared by all processes; it keeps the last 64"),
     ("shutdown.grace_ms", "from the request to stop until the process is gone"),
 ];

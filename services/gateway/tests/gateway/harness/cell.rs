@@ -15,7 +15,7 @@ use contract::params::Parameters;
 use contract::session::{
     Control, ControlReply, CreateSession, ParametersAccepted, SessionCreated, UpdateParameters,
 };
-use contract::status::{MeshStatus, ProcessStatus, Role, STATUS_INTERVAL_MS, Stage0Status};
+use contract::status::{LinkState, MeshStatus, ProcessStatus, Role, STATUS_INTERVAL_MS, Stage0Status};
 use contract::tensor::Dtype;
 use contract::{
     CONTRACT_VERSION, CacheEpoch, CellId, ChunkIndex, Digest, Error, Incarnation, InstanceId, MeshEpoch,
@@ -142,6 +142,8 @@ async fn publish_status(bus: Bus) {
         waiting_for: None,
         draining: false,
         uptime_ms: 1,
+        pid: 1,
+        rss_bytes: 0,
         mesh,
         stage0,
     };
@@ -151,13 +153,31 @@ async fn publish_status(bus: Bus) {
         phase: MeshPhase::Ready,
         epoch: Some(MeshEpoch(3)),
         lease: None,
+        lease_holder: None,
         running: None,
+        last_call: None,
+        running_plan: None,
+        last_plan: None,
         last_fault: None,
-        last_chunk_ms: None,
+        chunks: None,
+        beats: Vec::new(),
         model: Some(model()),
     };
-    let stage0 =
-        Stage0Status { model: model(), sessions: 0, capacity: 4, lease: None, last_chunk: None, fps: None };
+    let stage0 = Stage0Status {
+        model: model(),
+        sessions: 0,
+        capacity: 4,
+        lease: None,
+        link: LinkState::Closed,
+        running: None,
+        last_call: None,
+        calls: None,
+        call_budget_ms: 10_000,
+        last_fault: None,
+        last_chunk: None,
+        fps: None,
+        reports: Vec::new(),
+    };
     let messages = [status(Role::MeshLeader, Some(mesh), None), status(Role::Stage0, None, Some(stage0))];
     let mut tick = interval(Duration::from_millis(STATUS_INTERVAL_MS));
     loop {

@@ -19,7 +19,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) struct Broker {
     port: u16,
-    _folder: TempDir,
+    folder: TempDir,
     server: Child,
 }
 
@@ -42,7 +42,7 @@ impl Broker {
             .stderr(Stdio::null())
             .spawn()
             .expect("nats-server starts");
-        let broker = Self { port, _folder: folder, server };
+        let broker = Self { port, folder, server };
         let give_up = Instant::now() + PATIENCE;
         while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
             assert!(Instant::now() < give_up, "nats-server does not listen");
@@ -113,6 +113,7 @@ pub(crate) fn spawn(name: &str, broker: &Broker, settings: Settings, quiet: bool
     assert!(program.is_file(), "{} is missing: build it first", program.display());
     let mut command = Command::new(program);
     command.arg("--set").arg(format!("nats.url={}", broker.url()));
+    command.arg("--set").arg(format!("recorder.dir={}", broker.folder.path().join("flight").display()));
     for setting in settings {
         command.arg("--set").arg(setting);
     }
