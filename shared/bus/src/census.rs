@@ -98,26 +98,34 @@ impl Census {
         processes.sort_by_key(|process| (process.status.role, rank(process), process.age_ms));
         // The one heard last speaks for the cell, alive or not.
         let stage0 = processes
-            .iter()
+            .iter_mut()
             .filter(|process| process.status.role == Role::Stage0)
             .min_by_key(|process| process.age_ms);
-        let speaks =
-            stage0.filter(|stage0| stage0.state != ProcessState::Silent).map(|stage0| &stage0.status);
-        let sessions = stage0.and_then(|stage0| stage0.status.stage0.as_ref());
-        CellReport {
+        let mut report = CellReport {
             cell: cell.clone(),
             answered_by: Observer {
                 role: observer.0,
                 instance: observer.1,
                 observing_ms: millis(now.saturating_duration_since(self.since)),
             },
-            ready: speaks.is_some_and(|stage0| stage0.ready),
-            waiting_for: speaks
-                .map_or_else(|| Some("stage0".to_owned()), |stage0| stage0.waiting_for.clone()),
-            draining: speaks.is_some_and(|stage0| stage0.draining),
-            sessions: sessions.map(|stage0| stage0.reports.clone()).unwrap_or_default(),
-            processes,
+            ready: false,
+            waiting_for: Some("stage0".to_owned()),
+            draining: false,
+            sessions: Vec::new(),
+            processes: Vec::new(),
+        };
+        if let Some(ProcessReport { state, status, .. }) = stage0 {
+            if let Some(stage0) = &mut status.stage0 {
+                report.sessions = std::mem::take(&mut stage0.reports);
+            }
+            if *state != ProcessState::Silent {
+                report.ready = status.ready;
+                report.waiting_for = status.waiting_for.clone();
+                report.draining = status.draining;
+            }
         }
+        report.processes = processes;
+        report
     }
 
     fn process(&self, now: Instant, heard: &Heard) -> ProcessReport {

@@ -140,6 +140,7 @@ pub struct Stage0Status {
     pub last_fault: Option<Fault>,
     pub last_chunk: Option<ChunkTimings>,
     pub fps: Option<f32>,
-    /// The sessions themselves, as many as `capacity` at most.
+    /// The sessions themselves, as many as `capacity` at most. An operator's report has them in a place of their own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reports: Vec<SessionReport>,
 }

@@ -40,7 +40,7 @@ impl Display for Input {
                 write!(f, "tensors of plan {}: {}", plan_id.0, Outcome(result))
             }
             Self::Answered { rank, verb, plan_id, result, .. } => {
-                write!(f, "{} of plan {} at rank {rank}: ", verb.as_str(), plan_id.0)?;
+                write!(f, "plan {}: {} at rank {rank}: ", plan_id.0, verb.as_str())?;
                 Outcome(result).fmt(f)
             }
             Self::Loaded { epoch, result } => {
@@ -112,7 +112,7 @@ impl Display for Action {
             Self::CloseLink => f.write_str("close the link"),
             Self::Fetch { plan, .. } => write!(f, "fetch tensors of {}", Shown(&**plan)),
             Self::Send { rank, verb, plan_id, .. } => {
-                write!(f, "{} of plan {} to rank {rank}", verb.as_str(), plan_id.0)
+                write!(f, "plan {}: {} to rank {rank}", plan_id.0, verb.as_str())
             }
             Self::Load { epoch, .. } => write!(f, "load for epoch {epoch}"),
             Self::Run { plan, .. } => write!(f, "run {}", Shown(&**plan)),
@@ -141,7 +141,7 @@ mod tests {
             plan_id: PlanId(7),
             result,
         };
-        assert_eq!(answered(Ok(())).to_string(), "plan of plan 7 at rank 1: ok");
+        assert_eq!(answered(Ok(())).to_string(), "plan 7: plan at rank 1: ok");
         let nack = answered(Err(Error::new(Reason::Busy, "plan 6 is running"))).to_string();
         assert!(nack.ends_with("unavailable: busy: plan 6 is running"), "{nack}");
     }
