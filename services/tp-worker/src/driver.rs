@@ -113,7 +113,7 @@ impl Driver {
                 self.recorder.action(now, &action);
             }
             if let Some(fault) = action.fault() {
-                warn!(fault, "the mesh epoch ended");
+                warn!(%fault, "something went wrong in this epoch");
                 self.recorder.fault(now, &fault);
             }
             self.perform(action);

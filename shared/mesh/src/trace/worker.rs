@@ -1,7 +1,7 @@
 use std::fmt::{self, Display, Formatter};
 
-use contract::Class;
 use contract::tp::JoinReply;
+use contract::{Class, Reason};
 
 use super::leader::loaded;
 use super::{Outcome, Shown};
@@ -61,11 +61,12 @@ impl Display for Input {
 }
 
 impl Action {
-    /// Why the epoch was left.
+    /// Why the epoch was left, or the invariant that the leader broke.
     #[must_use]
-    pub fn fault(&self) -> Option<&str> {
+    pub fn fault(&self) -> Option<&dyn Display> {
         match self {
             Self::Leave { reason } => Some(reason),
+            Self::Answer { result: Err(error), .. } if error.reason == Reason::Internal => Some(error),
             _ => None,
         }
     }
@@ -94,7 +95,7 @@ impl Display for Action {
 #[cfg(test)]
 mod tests {
     use contract::tp::{PlanId, PlanRef};
-    use contract::{Digest, Error, MeshEpoch, Reason};
+    use contract::{Digest, Error, MeshEpoch};
 
     use super::*;
     use crate::Ticket;
@@ -110,6 +111,15 @@ mod tests {
         let go = Input::Go { ticket: Ticket(4), reference };
         assert_eq!(go.to_string(), "#4 go for plan 7, 1900 ms left");
         assert!(!go.is_routine());
+    }
+
+    #[test]
+    fn an_epoch_left_and_a_broken_invariant_are_faults_and_a_nack_is_none() {
+        let nack = |reason| Action::Answer { ticket: Ticket(1), result: Err(Error::new(reason, "x")) };
+        let left = Action::Leave { reason: "leader: no beat for 5000 ms".to_owned() };
+        assert_eq!(left.fault().map(ToString::to_string).as_deref(), Some("leader: no beat for 5000 ms"));
+        assert!(nack(Reason::Internal).fault().is_some());
+        assert!(nack(Reason::Busy).fault().is_none());
     }
 
     #[test]
