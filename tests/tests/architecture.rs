@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, PackageId};
 
 const SERVICES: [&str; 4] = ["gateway", "stage0", "mesh-leader", "tp-worker"];
-const MAY_USE_TORCH: [&str; 7] = [
+/// The lying worker of the fault tests is a worker.
+const MAY_USE_TORCH: [&str; 8] = [
     "kinemesh-wan",
     "kinemesh-engine",
     "kinemesh-collectives",
@@ -17,6 +18,7 @@ const MAY_USE_TORCH: [&str; 7] = [
     "stage0",
     "mesh-leader",
     "tp-worker",
+    "lying-worker",
 ];
 
 fn metadata() -> Metadata {

@@ -5,14 +5,15 @@ use runtime::config::{NatsSection, Provenance};
 use runtime::{Common, ConfigError, ServiceConfig};
 use serde::{Deserialize, Serialize};
 
+/// The configuration of a worker.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub(crate) struct WorkerSettings {
+pub struct WorkerSettings {
     #[serde(flatten)]
-    pub(crate) common: Common,
-    pub(crate) model: ModelSection,
-    pub(crate) mesh: MeshSection,
-    pub(crate) device: DeviceSection,
+    pub common: Common,
+    pub model: ModelSection,
+    pub mesh: MeshSection,
+    pub device: DeviceSection,
 }
 
 impl ServiceConfig for WorkerSettings {

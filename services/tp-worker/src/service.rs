@@ -17,6 +17,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::BUILD;
 use crate::board::Board;
 use crate::config::{WorkerSettings, bus_config};
 use crate::driver::{Driver, DriverState, Ended};
@@ -29,8 +30,17 @@ const RECONNECT: Duration = Duration::from_millis(250);
 /// The longest that leaving may take after the machine has ended.
 const LEAVE: Duration = Duration::from_secs(1);
 
-pub(crate) async fn run(context: Context<WorkerSettings>) -> Outcome {
-    match Box::pin(serve(context)).await {
+/// A worker: its rank is what its configuration says.
+pub async fn run(context: Context<WorkerSettings>) -> Outcome {
+    Box::pin(run_with(context, |rank| Ok((Engine::spawn(rank.engine.clone())?, rank)))).await
+}
+
+/// A worker whose caller puts its engine together, and says what it claims to be.
+pub async fn run_with<F>(context: Context<WorkerSettings>, build: F) -> Outcome
+where
+    F: FnOnce(RankSettings) -> Result<(Engine, RankSettings), Error>,
+{
+    match Box::pin(serve(context, build)).await {
         Ok(ended) => outcome(&ended),
         Err(outcome) => outcome,
     }
@@ -51,7 +61,10 @@ fn misconfigured(error: &Error) -> Outcome {
     Outcome::fatal(ExitCode::Config, error)
 }
 
-async fn serve(context: Context<WorkerSettings>) -> Result<Ended, Outcome> {
+async fn serve<F>(context: Context<WorkerSettings>, build: F) -> Result<Ended, Outcome>
+where
+    F: FnOnce(RankSettings) -> Result<(Engine, RankSettings), Error>,
+{
     let settings = context.config.value.clone();
     let stop = context.shutdown.token();
     let health = HealthServer::bind(&settings.common.http).await?;
@@ -59,7 +72,7 @@ async fn serve(context: Context<WorkerSettings>) -> Result<Ended, Outcome> {
 
     let set_by = context.config.provenance("mesh.tp_plan").to_string();
     let rank = resolve(settings.clone(), set_by).await.map_err(|e| misconfigured(&e))?;
-    let engine = Engine::spawn(rank.engine.clone()).map_err(|e| misconfigured(&e))?;
+    let (engine, rank) = build(rank).map_err(|e| misconfigured(&e))?;
 
     context.readiness.set_waiting("broker");
     let timing = settings.mesh.timing();
@@ -125,8 +138,7 @@ async fn serve(context: Context<WorkerSettings>) -> Result<Ended, Outcome> {
 /// Fingerprints of large checkpoints take a while.
 async fn resolve(settings: WorkerSettings, set_by: String) -> Result<RankSettings, Error> {
     let resolved = tokio::task::spawn_blocking(move || {
-        let build = env!("CARGO_PKG_VERSION");
-        RankSettings::resolve(&settings.model, &settings.mesh, settings.device, build, &set_by)
+        RankSettings::resolve(&settings.model, &settings.mesh, settings.device, BUILD, &set_by)
     });
     resolved
         .await

@@ -12,12 +12,13 @@ use wan::generator::Generator;
 
 use crate::config::EngineConfig;
 use crate::monitor::Monitor;
-use crate::{Command, Job};
+use crate::{Command, Job, Meet};
 
 pub(crate) struct Executor {
     pub(crate) config: EngineConfig,
     pub(crate) device: Device,
     pub(crate) monitor: Arc<Monitor>,
+    pub(crate) meet: Meet,
     /// The shard in memory and whose it is; kept over epochs.
     pub(crate) loaded: Option<(Rank, WorldSize, Generator)>,
     pub(crate) collective: Option<Arc<dyn Collective>>,
@@ -27,10 +28,11 @@ pub(crate) struct Executor {
 }
 
 impl Executor {
-    pub(crate) fn new(config: EngineConfig, device: Device, monitor: Arc<Monitor>) -> Self {
+    pub(crate) fn new(config: EngineConfig, device: Device, monitor: Arc<Monitor>, meet: Meet) -> Self {
         Self {
             device,
             monitor,
+            meet,
             loaded: None,
             collective: None,
             conditionings: DigestCache::new(config.conditionings),

@@ -21,6 +21,7 @@ use std::thread;
 use std::time::Instant;
 
 use collectives::loopback::Rendezvous;
+use collectives::{Collective, CollectiveError};
 use contract::tp::Plan;
 use contract::{Error, Rank, Reason, WorldSize};
 use mesh::leader::LoadFailure;
@@ -28,6 +29,7 @@ use tokio::sync::oneshot;
 
 pub use self::config::{DeviceKind, EngineConfig, check_world_size};
 pub use self::info::{ATTENTION_BACKEND, device_name, fingerprint, model_info};
+pub use self::load::meet;
 use self::monitor::Monitor;
 pub use self::run::Outcome;
 pub use self::tensors::CallTensors;
@@ -45,6 +47,9 @@ pub struct Group {
     /// The ranks must have met by then; it cannot be aborted, so keep it short.
     pub meet_by: Instant,
 }
+
+/// How a rank meets the others of its epoch: [`meet`], or something around it. Blocks until `meet_by` at most.
+pub type Meet = Box<dyn Fn(Group) -> Result<Arc<dyn Collective>, CollectiveError> + Send>;
 
 enum Command {
     Load { group: Group, deadline: Instant, done: oneshot::Sender<Result<(), LoadFailure>> },
@@ -71,10 +76,18 @@ impl Engine {
     /// # Errors
     /// The device cannot be had, or a thread cannot be started.
     pub fn spawn(config: EngineConfig) -> Result<Self, Error> {
+        Self::spawn_with(config, Box::new(meet))
+    }
+
+    /// An engine whose caller says how the ranks meet.
+    ///
+    /// # Errors
+    /// As [`Self::spawn`].
+    pub fn spawn_with(config: EngineConfig, meet: Meet) -> Result<Self, Error> {
         let device = config.device.resolve()?;
         let (commands, queue) = sync_channel(QUEUE);
         let monitor = Monitor::start().map_err(|e| no_thread(&e))?;
-        let executor = executor::Executor::new(config, device, Arc::clone(&monitor));
+        let executor = executor::Executor::new(config, device, Arc::clone(&monitor), meet);
         thread::Builder::new()
             .name("km-engine".to_owned())
             .spawn(move || executor.serve(&queue))

@@ -22,7 +22,7 @@ impl Executor {
         self.collective = None;
         self.conditionings.clear();
         self.prompts.fill(None);
-        let collective = meet(group).map_err(|e| LoadFailure::Group(failure::collective(&e)))?;
+        let collective = (self.meet)(group).map_err(|e| LoadFailure::Group(failure::collective(&e)))?;
         self.monitor.adopt(Arc::clone(&collective));
         let own = self.have_shard(rank, world);
         let agreed = agree(&*collective, rank, own.is_ok(), deadline);
@@ -63,7 +63,11 @@ impl Executor {
     }
 }
 
-fn meet(group: Group) -> Result<Arc<dyn Collective>, CollectiveError> {
+/// The collective of this build, over the group's rendezvous.
+///
+/// # Errors
+/// What [`Loopback::connect`] says.
+pub fn meet(group: Group) -> Result<Arc<dyn Collective>, CollectiveError> {
     match group.rendezvous {
         None => Ok(Arc::new(Solo::new())),
         Some(rendezvous) => {
