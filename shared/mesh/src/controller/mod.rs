@@ -242,9 +242,7 @@ impl Controller {
     }
 
     fn answered(&mut self, now: Instant, call: CallId, result: Result<Reply, Error>, out: &mut Actions) {
-        if self.noop == Some(call) {
-            self.noop = None;
-        }
+        let keepalive = self.noop.take_if(|noop| *noop == call).is_some();
         if let Err(error) = &result
             && error.reason == Reason::Fenced
         {
@@ -263,6 +261,18 @@ impl Controller {
                 self.lose(error, out);
                 self.hello(now, out);
             }
+            Err(error) if keepalive => self.keepalive_failed(error, out),
+            _ => {}
+        }
+    }
+
+    /// A leader that lives answers in every state, so that this tells its end sooner than a call's own budget does.
+    fn keepalive_failed(&mut self, error: Error, out: &mut Actions) {
+        match error.reason {
+            // Nobody serves this epoch any more.
+            Reason::NoResponders => self.lose(error, out),
+            // It has stopped, for now or for good: the call is given up as if its own time were over.
+            Reason::BudgetSpent if self.running.is_some() => self.call_answered(Err(error), out),
             _ => {}
         }
     }

@@ -246,3 +246,41 @@ fn a_shell_that_lost_an_answer_does_not_hold_a_call_for_ever() {
     let actions = rig.pass(ms(2_000) + Timing::default().control + ms(50));
     assert_eq!(delivered(&actions).unwrap_err().reason, Reason::BudgetSpent);
 }
+
+/// A keepalive beside a running call: its id, and the call's.
+fn keepalive_beside_a_call(rig: &mut Rig) -> (CallId, CallId) {
+    let call = sent(&rig.infer(infer(SessionId::random(), 1, 0)));
+    let noop = sent(&rig.pass(ms(1_050)));
+    assert!(matches!(noop.action, Ask::Noop));
+    (noop.call_id, call.call_id)
+}
+
+#[test]
+fn a_leader_that_nobody_can_reach_ends_the_call_and_the_lease_before_the_calls_own_time() {
+    let mut rig = Rig::attached();
+    let (noop, _) = keepalive_beside_a_call(&mut rig);
+    let actions = rig.answered(noop, Err(Error::new(Reason::NoResponders, "nobody serves it")));
+    assert_eq!(delivered(&actions).unwrap_err().reason, Reason::NoResponders);
+    assert!(actions.iter().any(|action| matches!(action, Action::Lost(_))));
+    assert_eq!(rig.controller.quarantined(), None);
+}
+
+#[test]
+fn a_leader_that_does_not_answer_a_keepalive_is_not_waited_for_but_its_call_is_quarantined() {
+    let mut rig = Rig::attached();
+    let (noop, call) = keepalive_beside_a_call(&mut rig);
+    let actions = rig.answered(noop, Err(Error::new(Reason::BudgetSpent, "no answer")));
+    assert_eq!(delivered(&actions).unwrap_err().reason, Reason::BudgetSpent);
+    assert_eq!(rig.controller.quarantined(), Some(call));
+    let again = sent(&rig.pass(ms(300)));
+    rig.answered(again.call_id, Ok(idle_at(call)));
+    assert_eq!(rig.controller.quarantined(), None);
+}
+
+#[test]
+fn a_keepalive_that_the_broker_did_not_take_says_nothing_about_the_leader() {
+    let mut rig = Rig::attached();
+    let (noop, call) = keepalive_beside_a_call(&mut rig);
+    assert_eq!(rig.answered(noop, Err(Error::new(Reason::BrokerUnavailable, "away"))), []);
+    assert_eq!(rig.controller.running(), Some(call));
+}
