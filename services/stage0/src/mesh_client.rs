@@ -57,6 +57,8 @@ pub(crate) struct MeshView {
     /// What calls wait for; `None` when they can be made.
     pub waiting_for: Option<String>,
     pub lease: Option<LeaseEpoch>,
+    /// How often a lease was taken. What was made under an older one is not on the mesh any more.
+    pub attachment: u64,
     /// KV slots that sessions may use; 0 before there was a lease.
     pub session_slots: u32,
     /// Whatever is handed in is answered within this.

@@ -117,6 +117,8 @@ struct Session {
     state: SessionState,
     faults: u32,
     transition_active: bool,
+    /// Under which of the mesh's leases the history was made so far.
+    attachment: u64,
 }
 
 impl Session {
@@ -131,6 +133,7 @@ impl Session {
             state: SessionState::Starting,
             faults: 0,
             transition_active: false,
+            attachment: parts.mesh.view().attachment,
             parts,
         })
     }
@@ -233,6 +236,14 @@ impl Session {
         self.history.interrupted();
         self.parts.events.error(error);
         if self.faults >= FAULTS { Err(error.clone().into()) } else { Ok(()) }
+    }
+
+    /// A lease that was lost between two calls took with it what the mesh held of this history: no call had to fail for it.
+    fn heed_lease(&mut self) {
+        let attachment = self.parts.mesh.view().attachment;
+        if std::mem::replace(&mut self.attachment, attachment) != attachment {
+            self.history.interrupted();
+        }
     }
 
     fn set_state(&mut self, state: SessionState, error: Option<&Error>) {

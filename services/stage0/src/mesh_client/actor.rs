@@ -49,6 +49,7 @@ pub(crate) fn start(settings: Settings, bus: Bus, cell: Cell, shutdown: Shutdown
     let view = MeshView {
         waiting_for: Some("mesh: no leader".to_owned()),
         lease: None,
+        attachment: 0,
         session_slots: 0,
         patience: settings.budget.budget() + SLACK,
         link: LinkState::Closed,
@@ -71,6 +72,7 @@ pub(crate) fn start(settings: Settings, bus: Bus, cell: Cell, shutdown: Shutdown
         tickets: 0,
         doubt: None,
         refused: None,
+        attachment: 0,
         session_slots: 0,
         answers: FuturesUnordered::new(),
         view: view_in,
@@ -105,6 +107,8 @@ struct Actor {
     doubt: Option<Instant>,
     /// Why there is no lease.
     refused: Option<Error>,
+    /// Leases taken so far.
+    attachment: u64,
     session_slots: u32,
     answers: FuturesUnordered<BoxFuture<'static, Answer>>,
     view: watch::Sender<MeshView>,
@@ -229,6 +233,7 @@ impl Actor {
             Action::Ready(hello) => {
                 info!(lease = %hello.lease, world_size = %hello.world_size, "the mesh takes calls");
                 self.session_slots = hello.session_slots;
+                self.attachment += 1;
                 self.doubt = None;
                 self.refused = None;
             }
@@ -328,6 +333,7 @@ impl Actor {
         let view = MeshView {
             waiting_for: self.waiting_for(),
             lease: self.controller.attached().map(|hello| hello.lease),
+            attachment: self.attachment,
             session_slots: self.session_slots,
             patience: budget * (self.settings.sessions + 1) + SLACK,
             link,

@@ -137,6 +137,7 @@ impl Session {
         if changes.cut && self.history.next().current_start_frame > 0 {
             self.history.restart();
         }
+        self.heed_lease();
         let position = self.history.next();
         if position.current_start_frame == 0 {
             self.decoder.clear();
@@ -176,6 +177,7 @@ impl Session {
 
     /// Sends the same chunk again, in the cache epoch that holds now.
     pub(super) fn resend(&mut self, started: &mut Started) -> Result<(), Stop> {
+        self.heed_lease();
         started.position = self.history.next();
         started.at = Instant::now();
         self.submit(started)
