@@ -1,7 +1,8 @@
 //! A mesh of real processes makes the same chunks whatever its size, again and again.
 
 use crate::harness::{self, Mesh};
-use contract::envelope::{Action, MeshPhase, Reply};
+use contract::Reason;
+use contract::envelope::{Action, MeshPhase, MeshState, Reply};
 use contract::status::Role;
 
 fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
@@ -47,6 +48,25 @@ async fn a_result_says_what_was_observed_and_is_given_again_to_the_same_call() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn recompute_is_on_exactly_where_the_envelope_says_so_and_every_forward_is_counted() {
+    let mesh = Mesh::start(2, &[]).await;
+    let mut controller = mesh.controller().await;
+    let step_lists = [vec![1000, 750, 500, 250], vec![1000]];
+    for (cache_epoch, index) in (1..).zip([0, 1, 2, 0, 1, 0, 1]) {
+        for (half, steps) in (0..).zip(&step_lists) {
+            let mut call = controller.hard_cut(2 * cache_epoch + half, index);
+            let recompute = index > 0;
+            let expected = u32::try_from(steps.len()).unwrap() + u32::from(recompute);
+            assert_eq!(call.infer().do_kv_recompute, recompute);
+            call.infer().denoising_steps.clone_from(steps);
+            call.infer().expected_generator_calls = expected;
+            let (result, _) = controller.latents(&call).await;
+            assert_eq!(result.observed_generator_calls, expected, "chunk {index}, steps {steps:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sigterm_ends_leader_and_worker_with_0() {
     let mesh = Mesh::start(2, &[]).await;
     let five = std::time::Duration::from_secs(5);
@@ -75,4 +95,45 @@ async fn a_killed_worker_ends_the_call_with_rank_lost_and_a_new_one_brings_the_m
     assert!(controller.epoch > old_epoch);
     assert_eq!(controller.three_chunks(1).await, before);
     assert!(mesh.leader.running());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_workers_death_the_next_chunk_is_that_of_a_hard_cut_with_the_same_context() {
+    let mut mesh = Mesh::start(2, &[]).await;
+    let mut controller = mesh.controller().await;
+    controller.three_chunks(1).await;
+    let call = controller.chunk(1, 3);
+    let noops: Vec<_> = (0..50).map(|_| controller.envelope(Action::Noop)).collect();
+    let worker = mesh.workers.pop().unwrap();
+    let kill_while_it_runs = async {
+        let mut pause = tokio::time::interval(std::time::Duration::from_millis(20));
+        // The call goes first: a lower id than one that was seen is refused.
+        pause.tick().await;
+        for noop in &noops {
+            pause.tick().await;
+            let answer = harness::request(&mesh.bus, noop, 1_000).await;
+            if matches!(answer, Ok(Reply::Noop(MeshState { running: Some(_), .. }))) {
+                break;
+            }
+        }
+        worker.signal(libc::SIGKILL);
+    };
+    let (answer, ()) = tokio::join!(controller.send(&call), kill_while_it_runs);
+    assert_eq!(answer.unwrap_err().reason, Reason::RankLost);
+    mesh.workers.push(harness::spawn("tp-worker", &mesh.broker, &[], false));
+    let epoch = controller.epoch;
+    mesh.status(|s| {
+        let formed = s.mesh.as_ref().is_some_and(|m| m.epoch.is_some_and(|e| e > epoch));
+        s.role == Role::MeshLeader && s.ready && formed
+    })
+    .await;
+    let mut controller = mesh.controller().await;
+    let recovered = controller.hard_cut(2, 3);
+    let (_, recovered) = controller.latents(&recovered).await;
+
+    controller.three_chunks(3).await;
+    let asked = controller.hard_cut(4, 3);
+    let (_, asked) = controller.latents(&asked).await;
+    let difference = largest_difference(&recovered, &asked);
+    assert!(difference <= 1e-4, "{difference}");
 }

@@ -120,6 +120,13 @@ impl Controller {
         Call { envelope: self.envelope(Action::Infer(Box::new(infer))), budget_ms: 20_000 }
     }
 
+    /// The same chunk for a mesh that holds nothing of its history: its slot is cleared first.
+    pub(crate) fn hard_cut(&mut self, cache_epoch: u64, index: u64) -> Call {
+        let mut call = self.chunk(cache_epoch, index);
+        call.infer().init_cache = true;
+        call
+    }
+
     pub(crate) fn write(&mut self, key: TensorKey, tensor: &Tensor) -> TensorSpec {
         self.link.write(key, tensor).unwrap()
     }
