@@ -10,7 +10,8 @@ use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, PackageId};
 
 const SERVICES: [&str; 4] = ["gateway", "stage0", "mesh-leader", "tp-worker"];
 /// The lying worker of the fault tests is a worker.
-const MAY_USE_TORCH: [&str; 8] = [
+const MAY_USE_TORCH: [&str; 9] = [
+    "kinemesh-device",
     "kinemesh-wan",
     "kinemesh-engine",
     "kinemesh-collectives",

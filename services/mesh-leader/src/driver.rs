@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bus::{Bus, Endpoint};
-use collectives::loopback::Rendezvous;
+use collectives::Rendezvous;
 use contract::envelope::{EnvelopeV1, Reply};
 use contract::tp::{Ack, JoinReply, JoinRequest, Plan, PlanId};
 use contract::{CellId, Deadline, Digest, Error, MeshEpoch, Rank, Reason, WorldSize, subjects};
@@ -260,10 +260,11 @@ impl Driver {
     }
 
     fn take_epoch(&self) {
-        let (key, tx, world_size) = (self.key.clone(), self.tx.clone(), self.world_size);
+        let (key, tx) = (self.key.clone(), self.tx.clone());
+        let (world_size, device) = (self.world_size, self.engine.device());
         let opener = Arc::clone(&self.open_epoch);
         tokio::spawn(async move {
-            let event = new_epoch(&key, &*opener, world_size)
+            let event = new_epoch(&key, &*opener, world_size, device)
                 .await
                 .unwrap_or_else(|reason| Event::Machine(Input::EpochLost { reason }));
             let _ = tx.send(event).await;
@@ -369,13 +370,17 @@ async fn new_epoch(
     key: &mpsc::Sender<Order>,
     opener: &dyn EpochOpener,
     world_size: WorldSize,
+    device: tch::Device,
 ) -> Result<Event, String> {
     let (taken, epoch) = oneshot::channel();
     key.send(Order::Take(taken)).await.map_err(|_| "the leader key is lost".to_owned())?;
     let epoch = epoch.await.map_err(|_| "the leader key is lost".to_owned())?;
     let rendezvous = match world_size.get() {
         1 => None,
-        ranks => Some(Rendezvous::create(ranks).map_err(|e| e.to_string())?),
+        ranks => {
+            let made = tokio::task::spawn_blocking(move || Rendezvous::create(device, ranks)).await;
+            Some(made.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?)
+        }
     };
     let endpoint = opener.open(epoch).await.map_err(|e| e.to_string())?;
     Ok(Event::Epoch { epoch, rendezvous, endpoint })

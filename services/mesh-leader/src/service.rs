@@ -63,6 +63,9 @@ async fn serve(context: Context<LeaderSettings>) -> Result<Ended, Outcome> {
     let set_by = context.config.provenance("mesh.tp_plan").to_string();
     let rank = resolve(settings.clone(), set_by).await.map_err(|e| misconfigured(&e))?;
     let world_size = settings.mesh.world_size().map_err(|e| misconfigured(&e))?;
+    if world_size.get() > 1 {
+        engine::check_transport(rank.engine.device).map_err(|e| misconfigured(&e))?;
+    }
     let tp_plan = settings.mesh.plan().map_err(|e| misconfigured(&e))?;
     let engine = Engine::spawn(rank.engine.clone()).map_err(|e| misconfigured(&e))?;
 
@@ -151,7 +154,7 @@ async fn serve(context: Context<LeaderSettings>) -> Result<Ended, Outcome> {
 async fn resolve(settings: LeaderSettings, set_by: String) -> Result<RankSettings, Error> {
     let resolved = tokio::task::spawn_blocking(move || {
         let build = env!("CARGO_PKG_VERSION");
-        RankSettings::resolve(&settings.model, &settings.mesh, settings.device, build, &set_by)
+        RankSettings::resolve(&settings.model, &settings.mesh, &settings.device, build, &set_by)
     });
     resolved
         .await

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use contract::Error;
-use engine::settings::{DeviceSection, ModelSection};
+use engine::settings::{CUDA_LIBRARIES, DeviceSection, ModelSection};
 use runtime::config::{Common, Provenance};
 use runtime::{ConfigError, ServiceConfig};
 use serde::{Deserialize, Serialize};
@@ -74,6 +74,7 @@ impl ServiceConfig for Config {
         ("model.weights", "synthetic:SEED, or the path of a checkpoint folder"),
         ("device.kind", "auto, cpu or cuda:N"),
         ("device.threads", "torch threads of a session's chunk loop"),
+        CUDA_LIBRARIES,
         ("stage0.max_sessions", "sessions at a time; the mesh may allow fewer"),
         ("stage0.pause_without_viewer_s", "a session that nobody watches pauses after this long"),
         ("stage0.end_without_viewer_s", "and ends after this long"),
@@ -98,7 +99,7 @@ impl ServiceConfig for Config {
         let at = |key: &'static str| move |e: Error| provenance.refuse(key, e.message);
         self.model.config().map_err(at("model.name"))?;
         self.model.weights().map_err(at("model.weights"))?;
-        self.device.kind.resolve().map_err(at("device.kind"))?;
+        self.device.resolve().map_err(at("device.kind"))?;
         let stage0 = &self.stage0;
         if stage0.max_sessions == 0 {
             return Err(provenance.refuse("stage0.max_sessions", "0: at least 1 is needed"));

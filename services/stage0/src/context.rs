@@ -11,7 +11,8 @@ use tch::{TchError, Tensor};
 pub(crate) fn context_frames(head: &Tensor, latents: &Tensor, frames: i64) -> Result<Tensor, TchError> {
     let kept = frames - 1;
     let last = latents.f_narrow(1, latents.size()[1] - kept, kept)?;
-    Tensor::f_cat(&[head.to_kind(latents.kind()), last], 1)
+    // The head was encoded on this process's device, the latents came over the link.
+    Tensor::f_cat(&[head.f_to_device(latents.device())?.f_to_kind(latents.kind())?, last], 1)
 }
 
 #[cfg(test)]

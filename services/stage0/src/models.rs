@@ -6,7 +6,7 @@ use contract::Error;
 use contract::model::ModelInfo;
 use engine::settings::{DeviceSection, ModelSection};
 use runtime::ConfigError;
-use tch::{Device, Kind};
+use tracing::info;
 use wan::text::{TextEncoder, TokenizerSource};
 use wan::vae::Vae;
 use wan::weights::{Component, Weights};
@@ -15,17 +15,18 @@ use crate::studio::Studio;
 
 /// # Errors
 /// The key that names something that cannot be had, and why.
-pub(crate) fn load(model: &ModelSection, device: DeviceSection) -> Result<(ModelInfo, Studio), ConfigError> {
+pub(crate) fn load(model: &ModelSection, device: &DeviceSection) -> Result<(ModelInfo, Studio), ConfigError> {
     let at = |key: &'static str| move |e: Error| ConfigError::new(key, e.message);
     let refused = |e: &dyn std::fmt::Display| ConfigError::new("model.weights", e.to_string());
     let config = model.config().map_err(at("model.name"))?;
     let weights = model.weights().map_err(at("model.weights"))?;
-    let device = device.kind.resolve().map_err(at("device.kind"))?;
-    let kind = if device == Device::Cpu { Kind::Float } else { Kind::BFloat16 };
-    let text = weights.open(Component::Text).map_err(|e| refused(&e))?;
+    let chosen = device.resolve().map_err(at("device.kind"))?;
+    info!(device = ?chosen.device, because = chosen.because, "device");
+    let (device, kind) = (chosen.device, engine::compute_kind(chosen.device));
+    let text = weights.open(Component::Text, device).map_err(|e| refused(&e))?;
     let encoder = TextEncoder::load(&config.text, text.as_ref(), tokenizer(&weights), device, kind)
         .map_err(|e| refused(&e))?;
-    let source = weights.open(Component::Vae).map_err(|e| refused(&e))?;
+    let source = weights.open(Component::Vae, device).map_err(|e| refused(&e))?;
     let vae = Vae::load(&config.vae, source.as_ref(), device, kind).map_err(|e| refused(&e))?;
     // The generator is not loaded here, but its identity must be the mesh's.
     let fingerprint = engine::fingerprint(&config, &weights).map_err(at("model.weights"))?;

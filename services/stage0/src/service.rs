@@ -61,8 +61,8 @@ async fn serve(context: &Context<Config>) -> Result<Option<Running>, Outcome> {
     tokio::spawn(http.serve(context.health_router(), shutdown.token()));
 
     readiness.set_waiting("loading");
-    let (model, device) = (config.model.clone(), config.device);
-    let loading = tokio::task::spawn_blocking(move || models::load(&model, device));
+    let (model, device) = (config.model.clone(), config.device.clone());
+    let loading = tokio::task::spawn_blocking(move || models::load(&model, &device));
     let (model, studio) = loading.await.map_err(Outcome::failed)?.map_err(Outcome::from)?;
     info!(model = model.name, fingerprint = model.fingerprint, "model loaded");
 

@@ -27,7 +27,7 @@ impl ServiceConfig for WorkerSettings {
         let at = |key: &'static str| move |e: Error| provenance.refuse(key, e.message);
         self.model.config().map_err(at("model.name"))?;
         self.model.weights().map_err(at("model.weights"))?;
-        self.device.kind.resolve().map_err(at("device.kind"))?;
+        self.device.resolve().map_err(at("device.kind"))?;
         if self.mesh.session_slots == 0 {
             return Err(provenance.refuse("mesh.session_slots", "0: at least 1 is needed"));
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bus::{Bus, Service};
-use collectives::loopback::Rendezvous;
+use collectives::Rendezvous;
 use contract::tp::{Ack, Assignment, JoinReply, JoinRequest, Plan, PlanRef, PlanRequest};
 use contract::{Budget, CellId, Deadline, Error, MeshEpoch, Reason, subjects};
 use engine::{Engine, Group};

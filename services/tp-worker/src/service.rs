@@ -72,6 +72,7 @@ where
 
     let set_by = context.config.provenance("mesh.tp_plan").to_string();
     let rank = resolve(settings.clone(), set_by).await.map_err(|e| misconfigured(&e))?;
+    engine::check_transport(rank.engine.device).map_err(|e| misconfigured(&e))?;
     let (engine, rank) = build(rank).map_err(|e| misconfigured(&e))?;
 
     context.readiness.set_waiting("broker");
@@ -138,7 +139,7 @@ where
 /// Fingerprints of large checkpoints take a while.
 async fn resolve(settings: WorkerSettings, set_by: String) -> Result<RankSettings, Error> {
     let resolved = tokio::task::spawn_blocking(move || {
-        RankSettings::resolve(&settings.model, &settings.mesh, settings.device, BUILD, &set_by)
+        RankSettings::resolve(&settings.model, &settings.mesh, &settings.device, BUILD, &set_by)
     });
     resolved
         .await

@@ -1,10 +1,13 @@
 //! Collective operations between the ranks of a mesh: all-reduce, broadcast, barrier, abort.
 //!
 //! All ranks make the same calls in the same order with tensors of the same dtype and element count; every call has a
-//! deadline. [`loopback`] joins processes or threads of one host over shared memory, for CPU tensors.
+//! deadline. [`loopback`] joins processes or threads of one host over shared memory, for CPU tensors; [`nccl`] joins
+//! processes with a GPU each. [`Rendezvous`] chooses by device.
 
 mod error;
 pub mod loopback;
+pub mod nccl;
+mod rendezvous;
 mod solo;
 mod tensor;
 
@@ -13,9 +16,10 @@ use std::time::Instant;
 use tch::Tensor;
 
 pub use crate::error::CollectiveError;
+pub use crate::rendezvous::Rendezvous;
 pub use crate::solo::Solo;
 
-/// How the contributions of the ranks become one value. The combination runs in rank order.
+/// How the contributions of the ranks become one value; in which order, the transport says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ReduceOp {
     Sum,
@@ -67,4 +71,11 @@ pub trait Collective: Send + Sync {
     /// From any thread: every blocked and every later call on this rank returns `Aborted`; peers see it too where the
     /// transport can tell them. The first reason stands.
     fn abort(&self, reason: &str);
+
+    /// Waits until an aborted group has given back what it holds of the device; whether it has by then. A group that
+    /// holds nothing has at once.
+    fn freed(&self, by: Instant) -> bool {
+        let _ = by;
+        true
+    }
 }

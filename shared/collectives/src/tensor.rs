@@ -64,14 +64,17 @@ pub(crate) struct Elements {
 
 impl Elements {
     /// # Errors
-    /// `BadTensor` unless `tensor` is defined, dense, contiguous, on the CPU and of a dtype that is carried.
-    pub(crate) fn of_cpu(tensor: &mut Tensor) -> Result<Self, CollectiveError> {
+    /// `BadTensor` unless `tensor` is defined, dense, contiguous, on `device` and of a dtype that is carried.
+    pub(crate) fn of(tensor: &mut Tensor, device: Device) -> Result<Self, CollectiveError> {
         let bad = |text: String| Err(CollectiveError::BadTensor(text));
         if !tensor.defined() {
             return bad("the tensor is not defined".to_owned());
         }
-        if tensor.device() != Device::Cpu {
-            return bad(format!("the tensor is on {:?}: loopback carries cpu tensors", tensor.device()));
+        if tensor.device() != device {
+            return bad(format!(
+                "the tensor is on {:?}: this group carries those on {device:?}",
+                tensor.device()
+            ));
         }
         let Some(dtype) = Dtype::of_kind(tensor.kind()) else {
             return bad(format!("dtype is {:?}: f32, f64, bf16 and i64 are carried", tensor.kind()));

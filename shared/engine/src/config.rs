@@ -1,8 +1,6 @@
-use std::str::FromStr;
-
+use collectives::CollectiveError;
 use contract::{Error, Reason, WorldSize};
-use serde::{Deserialize, Serialize};
-use tch::Device;
+use tch::{Device, Kind};
 use wan::config::ModelConfig;
 use wan::weights::Weights;
 
@@ -11,7 +9,7 @@ use wan::weights::Weights;
 pub struct EngineConfig {
     pub model: ModelConfig,
     pub weights: Weights,
-    pub device: DeviceKind,
+    pub device: Device,
     /// Threads of one tensor operation. The same on all ranks, or their results may differ in the last bit.
     pub threads: u32,
     /// KV slots, the one for warm-up and canary included.
@@ -20,61 +18,31 @@ pub struct EngineConfig {
     pub conditionings: usize,
 }
 
-/// `auto`, `cpu` or `cuda:N`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub enum DeviceKind {
-    #[default]
-    Auto,
-    Cpu,
-    Cuda(usize),
-}
-
-impl DeviceKind {
-    /// # Errors
-    /// `unsupported_parameter` for a device this build has no collective for.
-    pub fn resolve(self) -> Result<Device, Error> {
-        match self {
-            Self::Auto | Self::Cpu => Ok(Device::Cpu),
-            Self::Cuda(n) => Err(Error::new(
-                Reason::UnsupportedParameter,
-                format!(
-                    "device.kind cuda:{n}: this build runs ranks on the CPU only, cpu or auto is allowed"
-                ),
-            )),
-        }
+impl EngineConfig {
+    /// What the generator computes in: bf16 on a GPU, with the float32 islands of the model; float32 on a CPU.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        compute_kind(self.device)
     }
 }
 
-impl FromStr for DeviceKind {
-    type Err = Error;
-    fn from_str(text: &str) -> Result<Self, Error> {
-        let cuda = |text: &str| text.strip_prefix("cuda:").and_then(|n| n.parse().ok()).map(Self::Cuda);
-        match text {
-            "auto" => Ok(Self::Auto),
-            "cpu" => Ok(Self::Cpu),
-            other => cuda(other).ok_or_else(|| {
-                Error::new(Reason::BadField, format!("device {text:?}: auto, cpu or cuda:N is allowed"))
-            }),
-        }
-    }
+/// What models compute in on a device.
+#[must_use]
+pub fn compute_kind(device: Device) -> Kind {
+    if device.is_cuda() { Kind::BFloat16 } else { Kind::Float }
 }
 
-impl TryFrom<String> for DeviceKind {
-    type Error = Error;
-    fn try_from(text: String) -> Result<Self, Error> {
-        text.parse()
+/// Whether ranks on this device can meet: to be asked before they try.
+///
+/// # Errors
+/// `bad_field`, naming what is missing.
+pub fn check_transport(device: Device) -> Result<(), Error> {
+    if !device.is_cuda() {
+        return Ok(());
     }
-}
-
-impl From<DeviceKind> for String {
-    fn from(kind: DeviceKind) -> Self {
-        match kind {
-            DeviceKind::Auto => "auto".to_owned(),
-            DeviceKind::Cpu => "cpu".to_owned(),
-            DeviceKind::Cuda(n) => format!("cuda:{n}"),
-        }
-    }
+    let text =
+        |e: CollectiveError| format!("device.kind {}: several ranks need NCCL: {e}", device::family(device));
+    collectives::nccl::available().map_err(|e| Error::new(Reason::BadField, text(e)))
 }
 
 /// # Errors
@@ -107,11 +75,5 @@ mod tests {
         assert_eq!(error.reason, Reason::UnsupportedWorldSize);
         assert!(error.message.ends_with("1, 2, 4 are allowed"), "{}", error.message);
         check_world_size(&model, WorldSize::try_from(4).unwrap()).unwrap();
-    }
-
-    #[test]
-    fn devices_are_named_as_in_the_configuration() {
-        assert_eq!("cuda:1".parse::<DeviceKind>().unwrap(), DeviceKind::Cuda(1));
-        assert!("gpu".parse::<DeviceKind>().unwrap_err().message.contains("auto, cpu or cuda:N"));
     }
 }

@@ -6,7 +6,7 @@ use std::sync::mpsc::Receiver;
 use collectives::Collective;
 use contract::{Digest, Rank, WorldSize};
 use mesh::DigestCache;
-use tch::{Device, Tensor};
+use tch::Tensor;
 use tracing::debug;
 use wan::generator::Generator;
 
@@ -16,7 +16,6 @@ use crate::{Command, Job, Meet};
 
 pub(crate) struct Executor {
     pub(crate) config: EngineConfig,
-    pub(crate) device: Device,
     pub(crate) monitor: Arc<Monitor>,
     pub(crate) meet: Meet,
     /// The shard in memory and whose it is; kept over epochs.
@@ -28,9 +27,8 @@ pub(crate) struct Executor {
 }
 
 impl Executor {
-    pub(crate) fn new(config: EngineConfig, device: Device, monitor: Arc<Monitor>, meet: Meet) -> Self {
+    pub(crate) fn new(config: EngineConfig, monitor: Arc<Monitor>, meet: Meet) -> Self {
         Self {
-            device,
             monitor,
             meet,
             loaded: None,

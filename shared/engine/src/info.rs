@@ -3,10 +3,9 @@
 use contract::model::{ModelInfo, Size};
 use contract::tensor::Dtype;
 use contract::{Digest, Error, Reason, WorldSize};
+use tch::Device;
 use wan::config::ModelConfig;
 use wan::weights::{Component, Weights};
-
-use crate::DeviceKind;
 
 /// The attention implementation in effect. All ranks must have the same one.
 pub const ATTENTION_BACKEND: &str = "torch-eager";
@@ -17,7 +16,7 @@ pub const ATTENTION_BACKEND: &str = "torch-eager";
 /// `bad_field` if the weights cannot be opened.
 pub fn fingerprint(model: &ModelConfig, weights: &Weights) -> Result<String, Error> {
     let refused = |text: String| Error::new(Reason::BadField, format!("model.weights: {text}"));
-    let source = weights.open(Component::Dit).map_err(|e| refused(e.to_string()))?;
+    let source = weights.open(Component::Dit, Device::Cpu).map_err(|e| refused(e.to_string()))?;
     let config = format!("{model:?}");
     Ok(Digest::of(&[config.as_bytes(), source.fingerprint().as_bytes()]).to_string())
 }
@@ -50,15 +49,6 @@ pub fn model_info(model: &ModelConfig, fingerprint: &str) -> Result<ModelInfo, E
             .map(WorldSize::try_from)
             .collect::<Result<_, _>>()?,
     })
-}
-
-/// `cpu` or `cuda`: what parity compares.
-#[must_use]
-pub fn device_name(device: DeviceKind) -> &'static str {
-    match device {
-        DeviceKind::Auto | DeviceKind::Cpu => "cpu",
-        DeviceKind::Cuda(_) => "cuda",
-    }
 }
 
 #[cfg(test)]

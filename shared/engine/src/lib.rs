@@ -20,15 +20,15 @@ use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::thread;
 use std::time::Instant;
 
-use collectives::loopback::Rendezvous;
-use collectives::{Collective, CollectiveError};
+use collectives::{Collective, CollectiveError, Rendezvous};
 use contract::tp::Plan;
 use contract::{Error, Rank, Reason, WorldSize};
 use mesh::leader::LoadFailure;
+use tch::Device;
 use tokio::sync::oneshot;
 
-pub use self::config::{DeviceKind, EngineConfig, check_world_size};
-pub use self::info::{ATTENTION_BACKEND, device_name, fingerprint, model_info};
+pub use self::config::{EngineConfig, check_transport, check_world_size, compute_kind};
+pub use self::info::{ATTENTION_BACKEND, fingerprint, model_info};
 pub use self::load::meet;
 use self::monitor::Monitor;
 pub use self::run::Outcome;
@@ -49,7 +49,7 @@ pub struct Group {
 }
 
 /// How a rank meets the others of its epoch: [`meet`], or something around it. Blocks until `meet_by` at most.
-pub type Meet = Box<dyn Fn(Group) -> Result<Arc<dyn Collective>, CollectiveError> + Send>;
+pub type Meet = Box<dyn Fn(Group, Device) -> Result<Arc<dyn Collective>, CollectiveError> + Send>;
 
 enum Command {
     Load { group: Group, deadline: Instant, done: oneshot::Sender<Result<(), LoadFailure>> },
@@ -68,13 +68,14 @@ struct Job {
 pub struct Engine {
     commands: SyncSender<Command>,
     monitor: Arc<Monitor>,
+    device: Device,
 }
 
 impl Engine {
     /// Starts the executor and its monitor; nothing is loaded yet.
     ///
     /// # Errors
-    /// The device cannot be had, or a thread cannot be started.
+    /// A thread cannot be started.
     pub fn spawn(config: EngineConfig) -> Result<Self, Error> {
         Self::spawn_with(config, Box::new(meet))
     }
@@ -84,15 +85,21 @@ impl Engine {
     /// # Errors
     /// As [`Self::spawn`].
     pub fn spawn_with(config: EngineConfig, meet: Meet) -> Result<Self, Error> {
-        let device = config.device.resolve()?;
+        let device = config.device;
         let (commands, queue) = sync_channel(QUEUE);
         let monitor = Monitor::start().map_err(|e| no_thread(&e))?;
-        let executor = executor::Executor::new(config, device, Arc::clone(&monitor), meet);
+        let executor = executor::Executor::new(config, Arc::clone(&monitor), meet);
         thread::Builder::new()
             .name("km-engine".to_owned())
             .spawn(move || executor.serve(&queue))
             .map_err(|e| no_thread(&e))?;
-        Ok(Self { commands, monitor })
+        Ok(Self { commands, monitor, device })
+    }
+
+    /// Where this rank computes, which says over what it meets the others.
+    #[must_use]
+    pub fn device(&self) -> Device {
+        self.device
     }
 
     /// Meets the other ranks, loads this rank's shard unless it is in memory already, then: all-reduce(min) of load_ok,

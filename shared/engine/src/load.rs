@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use collectives::loopback::Loopback;
+use collectives::nccl::ABORT;
 use collectives::{Collective, CollectiveError, ReduceOp, Solo};
 use contract::{Error, Rank, Reason, WorldSize};
 use mesh::leader::LoadFailure;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 use tracing::info;
 use wan::dit::{CausalDit, Shard};
 use wan::generator::Generator;
@@ -19,13 +19,14 @@ use crate::{Group, failure};
 impl Executor {
     pub(crate) fn load(&mut self, group: Group, deadline: Instant) -> Result<(), LoadFailure> {
         let (rank, world) = (group.rank, group.world_size);
-        self.collective = None;
+        self.let_go()?;
         self.conditionings.clear();
         self.prompts.fill(None);
-        let collective = (self.meet)(group).map_err(|e| LoadFailure::Group(failure::collective(&e)))?;
+        let collective = (self.meet)(group, self.config.device)
+            .map_err(|e| LoadFailure::Group(failure::collective(&e)))?;
         self.monitor.adopt(Arc::clone(&collective));
         let own = self.have_shard(rank, world);
-        let agreed = agree(&*collective, rank, own.is_ok(), deadline);
+        let agreed = agree(&*collective, rank, own.is_ok(), self.config.device, deadline);
         self.collective = Some(collective);
         own.map_err(|e| {
             LoadFailure::Own(Error::new(
@@ -43,6 +44,24 @@ impl Executor {
         }
     }
 
+    /// Ends the collective of the epoch before. What it holds of the device must be free before the next one can run.
+    fn let_go(&mut self) -> Result<(), LoadFailure> {
+        let stuck = |text: String| Err(LoadFailure::Stuck(Error::new(Reason::Internal, text)));
+        let Some(old) = self.collective.take() else { return Ok(()) };
+        old.abort("the epoch is over");
+        if !old.freed(Instant::now() + ABORT) {
+            return stuck(format!(
+                "the collective of the last epoch could not be freed within {} s",
+                ABORT.as_secs()
+            ));
+        }
+        // A fault of a GPU stays with the process: whatever comes after it fails too.
+        match Tensor::f_ones([1], (Kind::Int64, self.config.device)).and_then(|one| one.f_int64_value(&[0])) {
+            Ok(_) => Ok(()),
+            Err(error) => stuck(format!("{:?} does not answer any more: {error}", self.config.device)),
+        }
+    }
+
     fn have_shard(&mut self, rank: Rank, world: WorldSize) -> Result<(), WeightsError> {
         if let Some((held_rank, held_world, generator)) = &mut self.loaded
             && (*held_rank, *held_world) == (rank, world)
@@ -54,25 +73,25 @@ impl Executor {
         self.loaded = None;
         let started = Instant::now();
         let model = &self.config.model;
-        let source = self.config.weights.open(Component::Dit)?;
+        let source = self.config.weights.open(Component::Dit, self.config.device)?;
         let shard = Shard { rank: rank.0, world: world.get() };
-        let dit = CausalDit::load(&model.dit, &*source, shard, self.device, Kind::Float)?;
+        let dit = CausalDit::load(&model.dit, &*source, shard, self.config.device, self.config.kind())?;
         info!(%rank, world_size = %world, ms = started.elapsed().as_millis(), "the shard is loaded");
         self.loaded = Some((rank, world, Generator::new(model, dit, self.config.slots)));
         Ok(())
     }
 }
 
-/// The collective of this build, over the group's rendezvous.
+/// The collective of the device, over the group's rendezvous.
 ///
 /// # Errors
-/// What [`Loopback::connect`] says.
-pub fn meet(group: Group) -> Result<Arc<dyn Collective>, CollectiveError> {
+/// What [`collectives::Rendezvous::connect`] says.
+pub fn meet(group: Group, device: Device) -> Result<Arc<dyn Collective>, CollectiveError> {
     match group.rendezvous {
         None => Ok(Arc::new(Solo::new())),
         Some(rendezvous) => {
             let (rank, world) = (group.rank.0, group.world_size.get());
-            Ok(Arc::new(Loopback::connect(&rendezvous, rank, world, group.meet_by)?))
+            rendezvous.connect(device, rank, world, group.meet_by)
         }
     }
 }
@@ -82,10 +101,11 @@ fn agree(
     collective: &dyn Collective,
     rank: Rank,
     ok: bool,
+    device: Device,
     deadline: Instant,
 ) -> Result<Option<Rank>, CollectiveError> {
     let world = i64::from(collective.world_size());
-    let mut load_ok = Tensor::from_slice(&[if ok { world } else { i64::from(rank.0) }]);
+    let mut load_ok = Tensor::from_slice(&[if ok { world } else { i64::from(rank.0) }]).to_device(device);
     collective.all_reduce(&mut load_ok, ReduceOp::Min, deadline)?;
     collective.barrier(deadline)?;
     let lowest = load_ok.int64_value(&[0]);

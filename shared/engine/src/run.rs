@@ -1,6 +1,5 @@
 //! One lockstep run: broadcast of the tensors, the generator, one small all-reduce of count and digest.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use collectives::{Collective, ReduceOp};
@@ -51,7 +50,8 @@ impl Executor {
             None => (None, None, None),
         };
         let model = &self.config.model;
-        let all = Broadcast { collective: &*collective, deadline };
+        let device = self.config.device;
+        let all = Broadcast { collective: &*collective, device, deadline };
         let latents_in = all.tensor(given, &latent_shape(model, plan, i64::from(plan.num_latent_frames)))?;
         if plan.conditioning_follows {
             let shape = [1, model.dit.text_len, model.dit.text_dim];
@@ -85,7 +85,7 @@ impl Executor {
         let latents = output.latents.f_to_device(Device::Cpu).and_then(|t| t.f_contiguous());
         let latents = latents.map_err(|e| failure::torch("copying the latents", &e))?;
         let digest = digest_of(&latents)?;
-        let agreement = agree(&collective, output.generator_calls, &digest, deadline)?;
+        let agreement = agree(&*collective, output.generator_calls, &digest, device, deadline)?;
         let took = started.elapsed();
         Ok(Outcome {
             latents: (rank == Rank::LEADER).then_some(latents),
@@ -106,19 +106,23 @@ impl Executor {
 
 struct Broadcast<'a> {
     collective: &'a dyn Collective,
+    device: Device,
     deadline: Instant,
 }
 
 impl Broadcast<'_> {
-    /// Rank 0's tensor on every rank, f32 on the CPU.
+    /// Rank 0's tensor on every rank, f32 on its device.
     fn tensor(&self, given: Option<Tensor>, shape: &[i64]) -> Result<Tensor, Error> {
         let mut tensor = match (given, self.collective.rank()) {
-            (Some(tensor), _) => tensor.f_to_kind(Kind::Float).and_then(|t| t.f_contiguous()),
+            (Some(tensor), _) => {
+                let placed = tensor.f_to_device(self.device).and_then(|t| t.f_to_kind(Kind::Float));
+                placed.and_then(|t| t.f_contiguous())
+            }
             (None, 0) => {
                 let text = format!("a tensor of shape {shape:?} is missing on rank 0");
                 return Err(Error::new(Reason::MissingTensor, text));
             }
-            (None, _) => Tensor::f_zeros(shape, (Kind::Float, Device::Cpu)),
+            (None, _) => Tensor::f_zeros(shape, (Kind::Float, self.device)),
         }
         .map_err(|e| failure::torch("a tensor to broadcast", &e))?;
         if tensor.size() != shape {
@@ -154,15 +158,17 @@ struct Agreement {
 
 /// One all-reduce(min) of count and digest, each with its negation, which makes it a max as well.
 fn agree(
-    collective: &Arc<dyn Collective>,
+    collective: &dyn Collective,
     calls: u32,
     digest: &Digest,
+    device: Device,
     deadline: Instant,
 ) -> Result<Agreement, Error> {
     let calls = i64::from(calls);
     let digest = i64::try_from(digest.prefix() >> 1).unwrap_or(i64::MAX);
-    let mut both = Tensor::from_slice(&[calls, -calls, digest, -digest]);
+    let mut both = Tensor::from_slice(&[calls, -calls, digest, -digest]).to_device(device);
     collective.all_reduce(&mut both, ReduceOp::Min, deadline).map_err(|e| failure::collective(&e))?;
+    let both = both.to_device(Device::Cpu);
     let at = |i: i64| both.int64_value(&[i]);
     let count = |n: i64| u32::try_from(n).unwrap_or(u32::MAX);
     Ok(Agreement { least_calls: count(at(0)), most_calls: count(-at(1)), digests_agree: at(2) == -at(3) })

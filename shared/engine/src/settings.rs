@@ -4,14 +4,18 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use contract::model::{ModelInfo, TpPlan};
+use contract::tensor::Dtype;
 use contract::tp::{ChosenPlan, Parity};
 use contract::{Error, Reason, WorldSize};
+use device::{Chosen, DeviceKind};
 use mesh::Timing;
 use serde::{Deserialize, Serialize};
+use tch::Kind;
+use tracing::info;
 use wan::config::ModelConfig;
 use wan::weights::Weights;
 
-use crate::{ATTENTION_BACKEND, DeviceKind, EngineConfig, device_name, fingerprint, model_info};
+use crate::{ATTENTION_BACKEND, EngineConfig, compute_kind, fingerprint, model_info};
 
 /// Which model the cell serves. Equal on every rank.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,18 +52,31 @@ impl ModelSection {
     }
 }
 
-/// What a rank computes with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// What a process computes with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct DeviceSection {
     pub kind: DeviceKind,
     /// Threads of one tensor operation; the same on all ranks.
     pub threads: u32,
+    /// Folder of `libtorch_cuda.so`, where that is not the folder of the libtorch in use.
+    pub cuda_libraries: Option<PathBuf>,
 }
 
 impl Default for DeviceSection {
     fn default() -> Self {
-        Self { kind: DeviceKind::Auto, threads: 1 }
+        Self { kind: DeviceKind::Auto, threads: 1, cuda_libraries: None }
+    }
+}
+
+impl DeviceSection {
+    /// The device in effect. To be called before the process makes its first tensor.
+    ///
+    /// # Errors
+    /// `bad_field` for a GPU that is not there, saying what was looked for and where.
+    pub fn resolve(&self) -> Result<Chosen, Error> {
+        device::resolve(self.kind, self.cuda_libraries.as_deref())
+            .map_err(|e| Error::new(Reason::BadField, e.to_string()))
     }
 }
 
@@ -103,12 +120,17 @@ impl Default for MeshSection {
     }
 }
 
+/// One line about `device.cuda_libraries`, which stage 0 has too.
+pub const CUDA_LIBRARIES: (&str, &str) =
+    ("device.cuda_libraries", "folder of libtorch_cuda.so; default: where the loaded libtorch is");
+
 /// One line about each key, for `--print-config`.
 pub const DOCS: &[(&str, &str)] = &[
     ("model.name", "tiny, wan-1.3b or wan-14b"),
     ("model.weights", "synthetic:SEED, or the path of a checkpoint folder"),
     ("device.kind", "auto, cpu or cuda:N"),
     ("device.threads", "threads of one tensor operation, the same on all ranks"),
+    CUDA_LIBRARIES,
     ("mesh.world_size", "ranks of the mesh; read by the leader"),
     ("mesh.tp_plan", "v1_generator_only or v0_full_pipeline; compared at join only where both sides set it"),
     ("mesh.session_slots", "KV slots for sessions, the same on all ranks"),
@@ -173,30 +195,35 @@ impl RankSettings {
     pub fn resolve(
         model: &ModelSection,
         mesh: &MeshSection,
-        device: DeviceSection,
+        device: &DeviceSection,
         build: &str,
         tp_plan_set_by: &str,
     ) -> Result<Self, Error> {
         let (config, weights) = (model.config()?, model.weights()?);
-        device.kind.resolve()?;
+        let chosen = device.resolve()?;
+        info!(device = ?chosen.device, because = chosen.because, "device");
         let fingerprint = fingerprint(&config, &weights)?;
         let info = model_info(&config, &fingerprint)?;
         let parity = Parity {
             build: build.to_owned(),
             model_fingerprint: fingerprint,
-            dtype: info.dtype,
-            device: device_name(device.kind).to_owned(),
+            dtype: dtype_of(compute_kind(chosen.device)),
+            device: device::family(chosen.device).to_owned(),
             attention_backend: ATTENTION_BACKEND.to_owned(),
             tp_plan: mesh.tp_plan.map(|plan| ChosenPlan { plan, set_by: tp_plan_set_by.to_owned() }),
         };
         let engine = EngineConfig {
             model: config,
             weights,
-            device: device.kind,
+            device: chosen.device,
             threads: device.threads,
             slots: mesh.session_slots as usize + 1,
             conditionings: mesh.conditionings as usize,
         };
         Ok(Self { engine, model: info, parity })
     }
+}
+
+fn dtype_of(kind: Kind) -> Dtype {
+    if kind == Kind::BFloat16 { Dtype::Bf16 } else { Dtype::F32 }
 }

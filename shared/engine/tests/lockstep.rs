@@ -3,16 +3,17 @@
 
 use std::time::{Duration, Instant};
 
-use collectives::loopback::Rendezvous;
+use collectives::Rendezvous;
 use contract::model::ModelInfo;
 use contract::tp::{Plan, PlanId};
 use contract::{CacheEpoch, Digest, MeshEpoch, Rank, Reason, SessionSlot, WorldSize};
 use engine::settings::{DeviceSection, MeshSection, ModelSection, RankSettings};
 use engine::{CallTensors, Engine, Group, Outcome};
+use tch::Device;
 
 fn settings() -> RankSettings {
     let (model, mesh) = (ModelSection::default(), MeshSection::default());
-    RankSettings::resolve(&model, &mesh, DeviceSection::default(), "test", "default").unwrap()
+    RankSettings::resolve(&model, &mesh, &DeviceSection::default(), "test", "default").unwrap()
 }
 
 fn soon() -> Instant {
@@ -22,7 +23,7 @@ fn soon() -> Instant {
 fn load(world: u32, settings: &RankSettings) -> Vec<Engine> {
     let world_size = WorldSize::try_from(world).unwrap();
     let engines: Vec<Engine> = (0..world).map(|_| Engine::spawn(settings.engine.clone()).unwrap()).collect();
-    let made = (world > 1).then(|| Rendezvous::create(world).unwrap());
+    let made = (world > 1).then(|| Rendezvous::create(Device::Cpu, world).unwrap());
     let bytes = made.as_ref().map(Rendezvous::to_bytes);
     let loading: Vec<_> = engines
         .iter()
@@ -134,7 +135,7 @@ fn a_mesh_forms_again_with_the_shards_it_has() {
     let engines = load(2, &settings);
     let first = run(&engines, &settings.model, &plan(&settings.model, 1, 0));
     engines[0].abort("a new epoch");
-    let made = Rendezvous::create(2).unwrap();
+    let made = Rendezvous::create(Device::Cpu, 2).unwrap();
     let loading: Vec<_> = engines
         .iter()
         .zip([Rank(0), Rank(1)])

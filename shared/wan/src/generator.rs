@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use crate::config::{Family, ModelConfig};
 use crate::dit::{Attend, CausalDit, DitError, KvCache, KvCacheSpec, TextCache};
@@ -178,6 +178,11 @@ impl Generator {
         let (kv, text) = self.prepare(index, slot, args, tp)?;
         clock.mark("text_keys");
 
+        // Before the first pass, while the device has nothing to do: a copy to it makes the host wait.
+        let device = self.dit.options().1;
+        let placed = |noise: &Tensor| noise.f_to_device(device)?.f_view_as(args.latents_in);
+        let renoise = renoise.iter().map(placed).collect::<Result<Vec<_>, _>>()?;
+        let mut latents = args.latents_in.f_to_device(device)?.f_to_kind(Kind::Float)?;
         let frames = args.latents_in.size()[1];
         if let Some(context) = args.context_frames {
             let block_frames = self.config.num_frame_per_block;
@@ -195,15 +200,11 @@ impl Generator {
         let (biased, unbiased) = (attend(args.kv_cache_attention_bias), attend(1.0));
         let timesteps: Vec<f64> =
             args.denoising_steps.iter().filter_map(|step| self.timestep(*step)).collect();
-        let mut latents = args.latents_in.f_to_device(self.dit.options().1)?.f_to_kind(Kind::Float)?;
         for (i, timestep) in timesteps.iter().enumerate() {
             let flow = self.dit.forward(&latents, &vec![*timestep; to_len(frames)], biased, kv, text, tp)?;
             let clean = self.scheduler.x0_from_flow(&flow, &latents, *timestep)?;
             latents = match (timesteps.get(i + 1), renoise.get(i)) {
-                (Some(next), Some(noise)) => {
-                    let noise = noise.f_to_device(clean.device())?.f_view_as(&clean)?;
-                    self.scheduler.add_noise(&clean, &noise, *next)?
-                }
+                (Some(next), Some(noise)) => self.scheduler.add_noise(&clean, noise, *next)?,
                 _ => clean,
             };
         }
@@ -243,7 +244,7 @@ impl Generator {
 
         if let Some(prompt) = args.conditioning {
             // A copy: the caller's tensor may be a view of memory that it reuses.
-            slot.prompt = Some(prompt.f_to_device(Device::Cpu)?.f_detach_copy()?);
+            slot.prompt = Some(prompt.f_to_device(self.dit.options().1)?.f_detach_copy()?);
         }
         if args.conditioning.is_some() || args.init_cache || args.reset_crossattn_cache {
             slot.text = None;

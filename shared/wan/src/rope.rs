@@ -60,29 +60,30 @@ impl Rope {
         let by_frame = axis(grid.start_frame..grid.start_frame + grid.frames, temporal);
         let by_row = axis(0..grid.rows, spatial);
         let by_column = axis(0..grid.columns, spatial);
-        let tokens = by_frame.len() * by_row.len() * by_column.len();
-        let mut values: Vec<f32> = Vec::with_capacity(tokens * self.pairs * 2);
-        for frame in &by_frame {
-            for row in &by_row {
-                for column in &by_column {
-                    values.extend_from_slice(frame);
-                    values.extend_from_slice(row);
-                    values.extend_from_slice(column);
-                }
-            }
-        }
-        let table = Tensor::f_from_slice(&values)?.f_view([tokens as i64, 1, self.pairs as i64, 2])?;
-        table.f_to_device(self.device)?.f_view_as_complex()
+        // Only the three axes travel to the device; their product, thousands of times as large, is made there.
+        let (frames, rows, columns) = (grid.frames, grid.rows, grid.columns);
+        let placed = |values: &[f32], view: [i64; 5]| -> Result<Tensor, TchError> {
+            let on_device = Tensor::f_from_slice(values)?.f_view(view)?.f_to_device(self.device)?;
+            on_device.f_expand([frames, rows, columns, view[3], 2], false)
+        };
+        let (temporal, spatial) = (temporal as i64, spatial as i64);
+        let axes = [
+            placed(&by_frame, [frames, 1, 1, temporal, 2])?,
+            placed(&by_row, [1, rows, 1, spatial, 2])?,
+            placed(&by_column, [1, 1, columns, spatial, 2])?,
+        ];
+        let table = Tensor::f_cat(&axes, 3)?;
+        table.f_view([frames * rows * columns, 1, self.pairs as i64, 2])?.f_view_as_complex()
     }
 }
 
-/// Cosine and sine of every pair's angle, interleaved, for each position of one axis.
-fn axis(positions: std::ops::Range<i64>, pairs: usize) -> Vec<Vec<f32>> {
-    let turn = |position: i64, j: usize| {
+/// Cosine and sine of every pair's angle, interleaved, position after position of one axis.
+fn axis(positions: std::ops::Range<i64>, pairs: usize) -> Vec<f32> {
+    let turn = move |position: i64, j: usize| {
         let angle = position as f64 * 10_000_f64.powf(-(j as f64) / pairs as f64);
         [angle.cos() as f32, angle.sin() as f32]
     };
-    positions.map(|position| (0..pairs).flat_map(|j| turn(position, j)).collect()).collect()
+    positions.flat_map(|position| (0..pairs).flat_map(move |j| turn(position, j))).collect()
 }
 
 /// Turns `x` `[1, N, H, d]` by `rotations` `[N, 1, d/2]`; the result has the dtype of `x`.

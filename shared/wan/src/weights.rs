@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
-use tch::Tensor;
+use tch::{Device, Tensor};
 
+mod chacha;
 mod files;
 mod synthetic;
 
@@ -33,7 +34,8 @@ pub enum WeightsError {
     Unsupported { what: String },
 }
 
-/// Named parameters. Tensors come back on the CPU in the dtype they are stored in; a loader moves and casts them.
+/// Named parameters. Tensors come back where the source makes them, in the dtype they are stored in; a loader moves and
+/// casts them.
 pub trait TensorSource: Send + Sync {
     /// The whole tensor `name`, whose shape must be `shape`.
     ///
@@ -88,13 +90,13 @@ pub enum Weights {
 }
 
 impl Weights {
-    /// Opens the source of one part.
+    /// Opens the source of one part, whose tensors are made on `device` where they come from a seed.
     ///
     /// # Errors
     /// The files are missing or are not safetensors.
-    pub fn open(&self, component: Component) -> Result<Box<dyn TensorSource>, WeightsError> {
+    pub fn open(&self, component: Component, device: Device) -> Result<Box<dyn TensorSource>, WeightsError> {
         let path = match self {
-            Weights::Synthetic { seed } => return Ok(Box::new(SyntheticSource::new(*seed))),
+            Weights::Synthetic { seed } => return Ok(Box::new(SyntheticSource::new(*seed).on(device))),
             Weights::Checkpoint { path } => path,
         };
         let name = component.name();

@@ -5,7 +5,7 @@ mod support;
 
 use support::stream::{dit, dit_config, solo};
 use support::{Golden, TOLERANCE, assert_close};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 use wan::dit::attention::SelfAttentionPass;
 use wan::dit::{Attend, KvCacheSpec, Shard, embed, mask};
 use wan::rope::Rope;
@@ -39,7 +39,7 @@ fn golden_noncausal_intermediates() {
     let mut x = dit.embeddings().patches(&latents).unwrap();
     let (frames, per_frame, dim) = x.size3().unwrap();
     check("patch_tokens", &x.reshape([1, -1, dim]));
-    check("time_sinusoid", &embed::time_sinusoid(&[timestep], config.freq_dim, Device::Cpu).unwrap());
+    check("time_sinusoid", &embed::time_sinusoid(&[timestep], config.freq_dim, support::device()).unwrap());
     let time = dit.embeddings().time(&[timestep]).unwrap();
     check("time_embedding", &time.e);
     check("time_projection", &time.e0);
@@ -48,7 +48,8 @@ fn golden_noncausal_intermediates() {
 
     let size = latents.size();
     let (rows, columns) = (size[3] / config.patch_size[1], size[4] / config.patch_size[2]);
-    let rotations = Rope::new(config.head_dim(), Device::Cpu).rotations(0, frames, rows, columns).unwrap();
+    let rotations =
+        Rope::new(config.head_dim(), support::device()).rotations(0, frames, rows, columns).unwrap();
     let mut cache = dit.new_cache(spec(frames * per_frame)).unwrap();
     let plan = cache.plan(0, frames * per_frame).unwrap();
     let pass = SelfAttentionPass { rotations: &rotations, plan: &plan, mask: None };
@@ -72,7 +73,7 @@ fn golden_block_causal_recompute_and_the_next_block() {
     let per_frame = dit_config().tokens_per_frame(size[3], size[4]);
 
     let mask =
-        mask::block_causal(frames * per_frame, block_frames * per_frame, Device::Cpu).unwrap().unwrap();
+        mask::block_causal(frames * per_frame, block_frames * per_frame, support::device()).unwrap().unwrap();
     assert!(mask.to_kind(Kind::Uint8).equal(&golden.get("mask")), "mask");
 
     let mut dit = dit(Shard::WHOLE);
@@ -119,12 +120,12 @@ fn different_timesteps_for_each_frame_take_their_own_rows() {
 #[test]
 fn latents_that_do_not_fit_are_refused_with_both_shapes() {
     let mut dit = dit(Shard::WHOLE);
-    let x = Tensor::zeros([1, 16, 1, 7, 8], (Kind::Float, Device::Cpu));
-    let prompt = Tensor::zeros([1, 1, dit_config().text_dim], (Kind::Float, Device::Cpu));
+    let x = Tensor::zeros([1, 16, 1, 7, 8], (Kind::Float, support::device()));
+    let prompt = Tensor::zeros([1, 1, dit_config().text_dim], (Kind::Float, support::device()));
     let error = solo(|tp| dit.forward_noncausal(&x, 500.0, &prompt, tp)).unwrap_err().to_string();
     assert!(error.contains("multiple of 2") && error.contains("[1, 1, 16, 7, 8]"), "{error}");
-    let x = Tensor::zeros([1, 16, 1, 8, 8], (Kind::Float, Device::Cpu));
-    let prompt = Tensor::zeros([1, 1, 3], (Kind::Float, Device::Cpu));
+    let x = Tensor::zeros([1, 16, 1, 8, 8], (Kind::Float, support::device()));
+    let prompt = Tensor::zeros([1, 1, 3], (Kind::Float, support::device()));
     let error = solo(|tp| dit.forward_noncausal(&x, 500.0, &prompt, tp)).unwrap_err().to_string();
     assert!(error.starts_with("conditioning") && error.contains("[1, 1, 3]"), "{error}");
 }

@@ -4,7 +4,7 @@
 mod support;
 
 use support::{Golden, TOLERANCE, assert_close, key_map};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 use wan::config::Umt5Config;
 use wan::text::{TextEncoder, TextError, TokenizerSource, Umt5, relative_position_bucket};
 use wan::weights::SafetensorsSource;
@@ -18,7 +18,7 @@ fn weights() -> SafetensorsSource {
 }
 
 fn model() -> Umt5 {
-    Umt5::load(&config(), &weights(), Device::Cpu, Kind::Float).unwrap()
+    Umt5::load(&config(), &weights(), support::device(), Kind::Float).unwrap()
 }
 
 fn io() -> Golden {
@@ -91,7 +91,7 @@ fn golden_weights_under_hugging_face_names_are_the_same_values() {
 }
 
 fn encoder() -> TextEncoder {
-    TextEncoder::load(&config(), &weights(), TokenizerSource::Bytes, Device::Cpu, Kind::Float).unwrap()
+    TextEncoder::load(&config(), &weights(), TokenizerSource::Bytes, support::device(), Kind::Float).unwrap()
 }
 
 #[test]
@@ -128,7 +128,7 @@ fn ids_beyond_the_vocabulary_are_refused() {
     let small = Umt5Config { vocab: 64, ..config() };
     let weights = wan::weights::SyntheticSource::new(1);
     let encoder =
-        TextEncoder::load(&small, &weights, TokenizerSource::Bytes, Device::Cpu, Kind::Float).unwrap();
+        TextEncoder::load(&small, &weights, TokenizerSource::Bytes, support::device(), Kind::Float).unwrap();
     let error = encoder.encode("z").unwrap_err();
     assert!(matches!(error, TextError::Vocabulary { id: 125, vocab: 64 }), "{error}");
 }

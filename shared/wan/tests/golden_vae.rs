@@ -4,7 +4,7 @@
 mod support;
 
 use support::{Golden, TOLERANCE, assert_close, key_map};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 use wan::config::VaeConfig;
 use wan::vae::{DecoderStream, EncoderStream, Vae, VaeError};
 use wan::weights::SafetensorsSource;
@@ -15,7 +15,7 @@ fn config() -> VaeConfig {
 
 fn vae() -> Vae {
     let weights = SafetensorsSource::open(support::path("wan_vae_weights.safetensors")).unwrap();
-    Vae::load(&config(), &weights, Device::Cpu, Kind::Float).unwrap()
+    Vae::load(&config(), &weights, support::device(), Kind::Float).unwrap()
 }
 
 fn io() -> Golden {

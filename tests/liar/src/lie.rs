@@ -40,7 +40,9 @@ impl Lie {
         let engine = match forged {
             None => Engine::spawn(rank.engine.clone())?,
             Some((forged, after)) => {
-                let around = move |group| Ok(Arc::new(Forger::new(meet(group)?, forged, after)) as Arc<_>);
+                let around = move |group, device| {
+                    Ok(Arc::new(Forger::new(meet(group, device)?, forged, after)) as Arc<_>)
+                };
                 Engine::spawn_with(rank.engine.clone(), Box::new(around))?
             }
         };

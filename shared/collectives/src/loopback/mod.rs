@@ -16,7 +16,7 @@ use std::sync::{Mutex, TryLockError};
 use std::time::Instant;
 
 use segment::Segment;
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use self::layout::{Layout, PIECE_BYTES};
 pub use self::rendezvous::Rendezvous;
@@ -194,7 +194,7 @@ impl Collective for Loopback {
         op: ReduceOp,
         deadline: Instant,
     ) -> Result<(), CollectiveError> {
-        let elements = Elements::of_cpu(tensor)?;
+        let elements = Elements::of(tensor, Device::Cpu)?;
         let what = What::AllReduce(op);
         self.call(what, Some(&elements), |done, call| {
             for (start, len) in Self::pieces(&elements) {
@@ -214,7 +214,7 @@ impl Collective for Loopback {
     }
 
     fn broadcast(&self, tensor: &mut Tensor, root: u32, deadline: Instant) -> Result<(), CollectiveError> {
-        let elements = Elements::of_cpu(tensor)?;
+        let elements = Elements::of(tensor, Device::Cpu)?;
         if root >= self.world_size() {
             let world = self.world_size();
             return Err(CollectiveError::BadTensor(format!("root is {root}: below {world} is allowed")));

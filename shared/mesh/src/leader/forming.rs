@@ -120,6 +120,9 @@ impl Leader {
         if self.engine == Some(Job::Load(epoch)) {
             self.engine = None;
         }
+        if let Err(LoadFailure::Stuck(error)) = &result {
+            return self.exit(now, ExitCode::NeedsRestart, error.to_string(), out);
+        }
         if !self.is_current(epoch) || self.phase != MeshPhase::Loading {
             return self.form_again(now, out);
         }

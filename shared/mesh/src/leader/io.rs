@@ -106,13 +106,15 @@ pub enum LoadFailure {
     Peer(Error),
     /// The ranks did not meet.
     Group(Error),
+    /// This process cannot use its device any more: only a new one helps.
+    Stuck(Error),
 }
 
 impl LoadFailure {
     #[must_use]
     pub fn error(&self) -> &Error {
         match self {
-            Self::Own(error) | Self::Peer(error) | Self::Group(error) => error,
+            Self::Own(error) | Self::Peer(error) | Self::Group(error) | Self::Stuck(error) => error,
         }
     }
 }

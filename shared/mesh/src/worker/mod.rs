@@ -288,6 +288,9 @@ impl Worker {
 
     fn loaded(&mut self, now: Instant, epoch: MeshEpoch, result: Result<(), LoadFailure>, out: &mut Actions) {
         self.job_done(Job::Load(epoch));
+        if let Err(LoadFailure::Stuck(error)) = &result {
+            return self.exit(ExitCode::NeedsRestart, error.to_string(), out);
+        }
         if self.epoch() != Some(epoch) {
             return self.join_again(out);
         }

@@ -5,7 +5,7 @@ use tch::{Device, Kind, Tensor};
 use super::attention::SelfAttentionPass;
 use super::block::Block;
 use super::cache::{KvCache, KvCacheSpec, TextCache};
-use super::embed::{Embeddings, Head};
+use super::embed::{Embeddings, Head, KnownTimes};
 use super::load::{Loader, Shard};
 use super::{DitError, Tp, mask};
 use crate::config::DitConfig;
@@ -32,6 +32,7 @@ pub struct CausalDit {
     blocks: Vec<Block>,
     head: Head,
     rope: Rope,
+    times: KnownTimes,
     forwards: u64,
 }
 
@@ -61,6 +62,7 @@ impl CausalDit {
             blocks: blocks.collect::<Result<_, _>>()?,
             head: Head::load(config, &loader)?,
             rope: Rope::new(config.head_dim(), device),
+            times: KnownTimes::default(),
             forwards: 0,
         })
     }
@@ -166,7 +168,8 @@ impl CausalDit {
         let mut x = self.embeddings.patches(latents)?;
         // Streaming gives all frames the same timestep: one row then serves them all.
         let shared = timesteps.windows(2).all(|pair| pair[0].to_bits() == pair[1].to_bits());
-        let time = self.embeddings.time(if shared { &timesteps[..1] } else { timesteps })?;
+        let timesteps = if shared { &timesteps[..1] } else { timesteps };
+        let time = self.times.get(&self.embeddings, timesteps)?;
         for (block, text) in self.blocks.iter().zip(&text.layers) {
             block.forward(&mut x, &time.e0, text, &pass, cache, tp)?;
         }

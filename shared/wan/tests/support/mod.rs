@@ -1,20 +1,33 @@
 //! Reading the reference data. Sizes come from the set's own config files and tests walk the keys that are present, so
-//! that another set of the same form can be used: `KINEMESH_GOLDENS=<folder>`.
+//! that another set of the same form can be used: `KINEMESH_GOLDENS=<folder>`. Models and inputs live on
+//! `KINEMESH_TEST_DEVICE` (default: `cpu`), so that the same binaries check a GPU.
 #![allow(dead_code, reason = "each test binary uses its part of this")]
 #![allow(clippy::unwrap_used, reason = "test code")]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
+use device::DeviceKind;
 use safetensors::tensor::{Dtype, SafeTensors};
 use serde::de::DeserializeOwned;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 pub(crate) mod ranks;
 pub(crate) mod stream;
 
 /// The tolerance that the reference data asks for.
 pub(crate) const TOLERANCE: f64 = 5e-5;
+
+/// The device under test.
+pub(crate) fn device() -> Device {
+    static DEVICE: OnceLock<Device> = OnceLock::new();
+    *DEVICE.get_or_init(|| {
+        let kind =
+            std::env::var("KINEMESH_TEST_DEVICE").map_or(DeviceKind::Cpu, |kind| kind.parse().unwrap());
+        device::resolve(kind, None).unwrap().device
+    })
+}
 
 /// A file of the set.
 pub(crate) fn path(file: &str) -> PathBuf {
@@ -34,7 +47,7 @@ pub(crate) fn key_map(file: &str) -> BTreeMap<String, String> {
     json(file)
 }
 
-/// One safetensors file of the set.
+/// One safetensors file of the set, on the device under test.
 pub(crate) struct Golden {
     name: String,
     tensors: BTreeMap<String, Tensor>,
@@ -44,6 +57,7 @@ pub(crate) struct Golden {
 impl Golden {
     /// Reads `<name>.safetensors`.
     pub(crate) fn open(name: &str) -> Self {
+        let device = device();
         let path = path(&format!("{name}.safetensors"));
         let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         let file = SafeTensors::deserialize(&bytes).unwrap();
@@ -56,7 +70,7 @@ impl Golden {
                 other => panic!("{name}: {key} has dtype {other:?}"),
             };
             let shape: Vec<i64> = view.shape().iter().map(|s| *s as i64).collect();
-            (key.to_owned(), Tensor::from_data_size(view.data(), &shape, kind))
+            (key.to_owned(), Tensor::from_data_size(view.data(), &shape, kind).to_device(device))
         });
         let metadata = metadata.metadata().clone().unwrap_or_default().into_iter().collect();
         Self { name: name.to_owned(), tensors: tensors.collect(), metadata }
@@ -112,7 +126,8 @@ impl Golden {
 
 /// The largest absolute difference.
 pub(crate) fn difference(a: &Tensor, b: &Tensor) -> f64 {
-    (a.to_kind(Kind::Double) - b.to_kind(Kind::Double)).abs().max().double_value(&[])
+    let wide = |x: &Tensor| x.to_device(Device::Cpu).to_kind(Kind::Double);
+    (wide(a) - wide(b)).abs().max().double_value(&[])
 }
 
 /// Same shape, and no element further off than `tolerance`.

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use collectives::Solo;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 use wan::config::{DitConfig, Family, ModelConfig};
 use wan::dit::{CausalDit, Shard, Tp};
 use wan::generator::{ChunkArgs, ChunkOutput, GenerateError, Generator};
@@ -18,7 +18,7 @@ pub(crate) fn dit_config() -> DitConfig {
 /// The set's transformer, or one shard of it.
 pub(crate) fn dit(shard: Shard) -> CausalDit {
     let source = SafetensorsSource::open(path("causal_dit_weights.safetensors")).unwrap();
-    CausalDit::load(&dit_config(), &source, shard, Device::Cpu, Kind::Float).unwrap()
+    CausalDit::load(&dit_config(), &source, shard, super::device(), Kind::Float).unwrap()
 }
 
 /// Runs `work` as the only rank.
