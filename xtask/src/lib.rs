@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod command;
 pub mod console;
+pub mod gpu_bundle;
 pub mod layout;
 pub mod outcome;
 pub mod setup;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use xtask::layout::Layout;
-use xtask::{bench, outcome, setup, tests, up};
+use xtask::{bench, gpu_bundle, outcome, setup, tests, up};
 
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", about = "Set up, run and test kinemesh", version)]
@@ -31,6 +31,8 @@ enum Task {
     Up(up::Options),
     /// Build everything and run all tests.
     Test(tests::Options),
+    /// Build what tests/gpu/run needs and put it into one folder, for a machine that has a GPU and no toolchain.
+    GpuBundle(gpu_bundle::Options),
     /// Measure frames a second and the phases of a chunk, as JSON lines and a table.
     Bench(bench::Options),
 }
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
         Task::Credentials { dir } => setup::credentials::write(&dir),
         Task::Up(options) => up::run(&layout, &options),
         Task::Test(options) => tests::run(&layout, &options),
+        Task::GpuBundle(options) => gpu_bundle::run(&layout, &options),
         Task::Bench(options) => bench::run(&layout, &options),
     };
     outcome::exit_code(result)

@@ -6,7 +6,7 @@ use std::time::Instant;
 use clap::Parser;
 use contract::event::ChunkReport;
 use serde_json::{Map, Value, json};
-use system_tests::{Cell, Viewer};
+use system_tests::{Cell, CellBuilder, Viewer};
 
 #[derive(Debug, Parser)]
 struct Args {
@@ -15,6 +15,12 @@ struct Args {
     world_size: Vec<u16>,
     #[arg(long, default_value = "tiny")]
     model: String,
+    /// `cpu` or `cuda:N`, of every service that computes.
+    #[arg(long, default_value = "cpu")]
+    device: String,
+    /// All ranks on one GPU, which NCCL allows only where each believes itself on a host of its own: slow, for tests.
+    #[arg(long)]
+    share_gpu: bool,
     /// Chunks measured for each world size.
     #[arg(long, default_value_t = 40)]
     chunks: u64,
@@ -37,8 +43,21 @@ async fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
+fn cell(args: &Args, world_size: u16) -> CellBuilder {
+    let mut cell = Cell::builder().world_size(world_size).model(&args.model);
+    let ranks =
+        std::iter::once("leader".to_owned()).chain((1..world_size).map(|rank| format!("worker{rank}")));
+    for process in ranks {
+        cell = cell.env(&process, "KINEMESH_DEVICE__KIND", &args.device);
+        if args.share_gpu {
+            cell = cell.env(&process, "NCCL_HOSTID", &process).env(&process, "NCCL_SOCKET_IFNAME", "lo");
+        }
+    }
+    cell.env("stage0", "KINEMESH_DEVICE__KIND", &args.device)
+}
+
 async fn measure(args: &Args, world_size: u16) -> anyhow::Result<Value> {
-    let cell = Cell::builder().world_size(world_size).model(&args.model).ready().await;
+    let cell = cell(args, world_size).ready().await;
     let bus = cell.bus("gateway").await;
     let mut viewer = Viewer::open(&bus, &cell.id(), &json!({"prompts": [{"text": "a red fox"}]})).await;
     for _ in 0..args.warm_up.max(2) {
@@ -57,7 +76,7 @@ async fn measure(args: &Args, world_size: u16) -> anyhow::Result<Value> {
     viewer.end().await;
     let frames: u32 = reports.iter().map(|report| report.frames).sum();
     Ok(json!({
-        "bench": "chunk", "model": args.model, "device": "cpu", "world_size": world_size,
+        "bench": "chunk", "model": args.model, "device": args.device, "ranks_share_a_gpu": args.share_gpu, "world_size": world_size,
         "size": size.to_string(), "cores": std::thread::available_parallelism().map_or(0, usize::from),
         "chunks": args.chunks, "warm_up_chunks_excluded": args.warm_up.max(2),
         "frames_per_second": f64::from(frames) / seconds,

@@ -84,7 +84,9 @@ impl Stack {
                 ];
                 if phase != Phase::Gateway {
                     env.push((key::MODEL_NAME, self.model.clone().into()));
-                    env.push((key::DEVICE_KIND, "cpu".into()));
+                    // A GPU is taken by those who ask for it: whole machines are shared.
+                    let device = std::env::var_os(key::DEVICE_KIND).unwrap_or_else(|| "cpu".into());
+                    env.push((key::DEVICE_KIND, device));
                     env.push((key::DEVICE_THREADS, threads.to_string().into()));
                     // libtorch's own pools, which it sizes before any configuration is read.
                     env.push(("OMP_NUM_THREADS", threads.to_string().into()));
