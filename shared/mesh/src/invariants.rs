@@ -2,10 +2,11 @@
 //! broken one faults the mesh, in release builds as well.
 
 use std::fmt;
+use std::time::{Duration, Instant};
 
 use contract::envelope::{Lease, ResultV1};
 use contract::tp::PlanId;
-use contract::{CacheEpoch, CallId, Digest, Error, MeshEpoch, Rank, Reason};
+use contract::{CacheEpoch, CallId, Digest, Error, InstanceId, LinkSlot, MeshEpoch, Rank, Reason};
 
 /// A broken invariant: a defect of kinemesh or a peer that lies.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -143,4 +144,66 @@ pub fn ranks_are_distinct(ranks: &[Rank]) -> Result<(), Violation> {
         }
     }
     Ok(())
+}
+
+/// One mesh epoch has one leader.
+///
+/// # Errors
+/// `fenced`, naming both.
+pub fn one_leader_per_epoch(
+    epoch: MeshEpoch,
+    known: Option<InstanceId>,
+    claims: InstanceId,
+) -> Result<(), Violation> {
+    match known {
+        Some(known) if known != claims => {
+            let text = format!("mesh epoch {epoch} is led by {known}: {claims} claims it as well");
+            Err(Violation::new(Reason::Fenced, text))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// No link slot is written while its last content may still be read.
+///
+/// # Errors
+/// `slot_busy`, naming the slot.
+pub fn no_slot_is_read_and_written(reading: &[LinkSlot], writing: &[LinkSlot]) -> Result<(), Violation> {
+    match writing.iter().find(|slot| reading.contains(slot)) {
+        Some(slot) => Err(Violation::new(
+            Reason::SlotBusy,
+            format!("link slot {slot} may still be read: it is written"),
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Every call ends by its deadline and a slack for the way back.
+///
+/// # Errors
+/// `budget_spent`, naming by how much it is late.
+pub fn call_ends(now: Instant, call: CallId, deadline: Instant, slack: Duration) -> Result<(), Violation> {
+    ends(now, deadline + slack).map_err(|late| {
+        let ms = late.as_millis();
+        Violation::new(Reason::BudgetSpent, format!("call {call}: its budget ran out, {ms} ms ago"))
+    })
+}
+
+/// A process that was asked to stop ends within `bound`, whatever its peers do.
+///
+/// # Errors
+/// `draining`, naming the bound.
+pub fn drain_ends(now: Instant, asked: Instant, bound: Duration) -> Result<(), Violation> {
+    ends(now, asked + bound).map_err(|_| {
+        let ms = bound.as_millis();
+        Violation::new(Reason::Draining, format!("asked to stop, and not done within {ms} ms"))
+    })
+}
+
+/// By how much `now` is past `end`.
+fn ends(now: Instant, end: Instant) -> Result<(), Duration> {
+    match now.checked_duration_since(end) {
+        Some(late) if !late.is_zero() => Err(late),
+        _ => Ok(()),
+    }
 }

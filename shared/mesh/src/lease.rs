@@ -14,6 +14,8 @@ pub struct LeaseBook {
     ttl: Duration,
     granted: LeaseEpoch,
     held: Option<Held>,
+    /// The newest call of whoever held a lease last. It outlives the lease, so that a HELLO heard again takes nothing.
+    newest: Option<(InstanceId, CallId)>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -26,13 +28,14 @@ struct Held {
 impl LeaseBook {
     #[must_use]
     pub fn new(ttl: Duration) -> Self {
-        Self { ttl, granted: LeaseEpoch(0), held: None }
+        Self { ttl, granted: LeaseEpoch(0), held: None, newest: None }
     }
 
     /// Grants the next lease epoch.
     ///
     /// # Errors
-    /// `lease_held` at once while another controller's lease has not expired.
+    /// `lease_held` at once while another controller's lease has not expired; `stale_call` for a HELLO that is older than
+    /// what this controller asked last.
     pub fn grant(&mut self, now: Instant, controller: InstanceId, call: CallId) -> Result<Lease, Error> {
         if let Some(held) = self.held
             && held.lease.controller != controller
@@ -41,6 +44,13 @@ impl LeaseBook {
             let holder = held.lease.controller;
             return Err(Error::new(Reason::LeaseHeld, format!("controller {holder} holds the lease")));
         }
+        if let Some((who, seen)) = self.newest
+            && who == controller
+            && call <= seen
+        {
+            return Err(stale(call, seen));
+        }
+        self.newest = Some((controller, call));
         self.granted = self.granted.next();
         let lease = Lease { controller, epoch: self.granted };
         self.held = Some(Held { lease, expires: now + self.ttl, last_call: call });
@@ -83,14 +93,11 @@ impl LeaseBook {
             return Ok(Err(Error::new(Reason::NoLease, "no lease is held: HELLO comes first")));
         };
         if call <= held.last_call {
-            let seen = held.last_call;
-            return Ok(Err(Error::new(
-                Reason::StaleCall,
-                format!("call {call}: call {seen} was seen, a higher id is expected"),
-            )));
+            return Ok(Err(stale(call, held.last_call)));
         }
         invariants::calls_only_grow(held.last_call, call)?;
         held.last_call = call;
+        self.newest = Some((held.lease.controller, call));
         Ok(Ok(()))
     }
 
@@ -121,4 +128,8 @@ impl LeaseBook {
     pub fn last_call(&self) -> Option<CallId> {
         self.held.map(|held| held.last_call)
     }
+}
+
+fn stale(call: CallId, seen: CallId) -> Error {
+    Error::new(Reason::StaleCall, format!("call {call}: call {seen} was seen, a higher id is expected"))
 }

@@ -9,8 +9,10 @@ struct History {
     cache_epoch: CacheEpoch,
     /// Start frame of the only call that continues this history.
     next_frame: u64,
-    /// A call failed here or RESET was asked: the next call must clear the slot.
+    /// A call runs or failed here: the next one must clear the slot.
     dirty: bool,
+    /// RESET was asked since the last call that clears the slot was started.
+    reset: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -47,7 +49,7 @@ impl Slots {
                 infer.session
             ));
         };
-        if history.dirty {
+        if history.dirty || history.reset {
             return stale(format!("slot {slot} is dirty: its next call needs init_cache"));
         }
         if history.cache_epoch != infer.cache_epoch {
@@ -68,6 +70,7 @@ impl Slots {
             cache_epoch: infer.cache_epoch,
             next_frame: infer.current_start_frame,
             dirty: true,
+            reset: false,
         };
         if let Some(slot) = self.slots.get_mut(infer.session_slot.0 as usize) {
             *slot = Some(history);
@@ -87,7 +90,7 @@ impl Slots {
     pub fn reset(&mut self, slot: SessionSlot) -> Result<(), Error> {
         self.slot(slot)?;
         if let Some(Some(history)) = self.slots.get_mut(slot.0 as usize) {
-            history.dirty = true;
+            history.reset = true;
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use contract::envelope::{Action as Ask, EnvelopeV1, HelloReply, Infer, MeshPhase, MeshState, Reply};
 use contract::{
-    CONTRACT_VERSION, CacheEpoch, CallId, Class, Error, InstanceId, LeaseEpoch, MeshEpoch, Reason,
+    CONTRACT_VERSION, CacheEpoch, CallId, Class, Error, InstanceId, LeaseEpoch, LinkSlot, MeshEpoch, Reason,
     SessionSlot,
 };
 
@@ -27,8 +27,9 @@ pub struct Controller {
     lease: Lease,
     next_call: CallId,
     running: Option<Running>,
-    /// A call that timed out, whose link slots nobody may reuse yet.
-    quarantined: Option<CallId>,
+    quarantined: Option<Quarantined>,
+    /// The newest HELLO. Answers to what was asked before it say nothing about its lease.
+    hello: CallId,
     noop: Option<CallId>,
     last_sent: Option<Instant>,
     stopped: bool,
@@ -37,9 +38,7 @@ pub struct Controller {
 #[derive(Clone, Debug)]
 enum Lease {
     None,
-    Asking {
-        call: CallId,
-    },
+    Asking,
     /// HELLO was answered; the shell attaches the link.
     Attaching(Box<HelloReply>),
     Held(Box<HelloReply>),
@@ -52,6 +51,14 @@ struct Running {
     cache_epoch: CacheEpoch,
     expected_calls: u32,
     deadline: Instant,
+    slots: Vec<LinkSlot>,
+}
+
+/// A call that timed out, whose link slots nobody may reuse yet.
+#[derive(Clone, Debug)]
+struct Quarantined {
+    call: CallId,
+    slots: Vec<LinkSlot>,
 }
 
 type Actions = Vec<Action>;
@@ -67,6 +74,7 @@ impl Controller {
             next_call: CallId(1),
             running: None,
             quarantined: None,
+            hello: CallId(0),
             noop: None,
             last_sent: None,
             stopped: false,
@@ -94,7 +102,7 @@ impl Controller {
 
     #[must_use]
     pub fn quarantined(&self) -> Option<CallId> {
-        self.quarantined
+        self.quarantined.as_ref().map(|quarantined| quarantined.call)
     }
 
     /// One step. Every input is accepted in every state.
@@ -121,10 +129,11 @@ impl Controller {
 
     fn tick(&mut self, now: Instant, out: &mut Actions) {
         // The shell answers every request in its time; this only bounds a shell that was stalled.
-        let late = |running: &&Running| now >= running.deadline + self.timing.control;
-        if let Some(call) = self.running.as_ref().filter(late).map(|running| running.call) {
-            let error = Error::new(Reason::BudgetSpent, format!("call {call}: its budget ran out"));
-            self.answered(now, call, Err(error), out);
+        if let Some(running) = &self.running
+            && let call = running.call
+            && let Err(violation) = invariants::call_ends(now, call, running.deadline, self.timing.control)
+        {
+            self.answered(now, call, Err(violation.into()), out);
         }
         let since = self.last_sent.map(|sent| now.saturating_duration_since(sent));
         match &self.lease {
@@ -151,7 +160,6 @@ impl Controller {
             self.lose(error, out);
         }
         self.mesh_epoch = Some(epoch);
-        self.next_call = CallId(1);
         self.hello(now, out);
     }
 
@@ -159,7 +167,8 @@ impl Controller {
         if self.mesh_epoch.is_none() {
             return;
         }
-        self.lease = Lease::Asking { call: self.next_call };
+        self.hello = self.next_call;
+        self.lease = Lease::Asking;
         self.send(now, Ask::Hello, now + self.timing.control, out);
     }
 
@@ -172,6 +181,7 @@ impl Controller {
                     cache_epoch: infer.cache_epoch,
                     expected_calls: infer.expected_generator_calls,
                     deadline,
+                    slots: slots(&infer),
                 });
                 self.send(now, Ask::Infer(Box::new(infer)), deadline, out);
             }
@@ -187,7 +197,8 @@ impl Controller {
         if let Some(running) = &self.running {
             return Err(Error::new(Reason::Busy, format!("call {} is running", running.call)));
         }
-        if let Some(call) = self.quarantined {
+        if let Some(Quarantined { call, slots: held }) = &self.quarantined {
+            invariants::no_slot_is_read_and_written(held, &slots(infer))?;
             let text = format!("call {call} timed out and the mesh has not reported it over");
             return Err(Error::new(Reason::Busy, text));
         }
@@ -237,18 +248,21 @@ impl Controller {
     fn lease_epoch(&self) -> Option<LeaseEpoch> {
         match &self.lease {
             Lease::Attaching(hello) | Lease::Held(hello) => Some(hello.lease),
-            Lease::None | Lease::Asking { .. } => None,
+            Lease::None | Lease::Asking => None,
         }
     }
 
     fn answered(&mut self, now: Instant, call: CallId, result: Result<Reply, Error>, out: &mut Actions) {
         let keepalive = self.noop.take_if(|noop| *noop == call).is_some();
+        if call < self.hello {
+            return;
+        }
         if let Err(error) = &result
             && error.reason == Reason::Fenced
         {
             return self.fenced(error.clone(), out);
         }
-        if matches!(self.lease, Lease::Asking { call: asked } if asked == call) {
+        if matches!(self.lease, Lease::Asking) && call == self.hello {
             return self.hello_answered(result, out);
         }
         if self.running.as_ref().is_some_and(|running| running.call == call) {
@@ -283,12 +297,21 @@ impl Controller {
                 out.push(Action::Attach(hello.clone()));
                 self.lease = Lease::Attaching(hello);
             }
-            Ok(_) => self.lease = Lease::None,
-            Err(error) => {
-                self.lease = Lease::None;
-                out.push(Action::Refused(error));
+            Ok(Reply::Hello(hello)) => {
+                let text =
+                    format!("hello reply version {}: {CONTRACT_VERSION} is spoken here", hello.version);
+                self.refused(Error::new(Reason::UnsupportedVersion, text), out);
             }
+            Ok(_) => {
+                self.refused(Error::new(Reason::Malformed, "HELLO was answered with something else"), out)
+            }
+            Err(error) => self.refused(error, out),
         }
+    }
+
+    fn refused(&mut self, error: Error, out: &mut Actions) {
+        self.lease = Lease::None;
+        out.push(Action::Refused(error));
     }
 
     fn link_attached(&mut self, lease: LeaseEpoch, result: Result<(), Error>, out: &mut Actions) {
@@ -316,14 +339,16 @@ impl Controller {
         };
         let over = match &result {
             Ok(_) => true,
-            // Whatever the leader itself said ends the call; silence does not.
+            // Whatever the leader itself said ends the call; silence does not, nor does the end of its epoch: the link
+            // may still be read.
             Err(error) => {
                 !matches!(error.class(), Class::DeadlineExceeded | Class::Unavailable)
+                    && error.reason != Reason::RankLost
                     || matches!(error.reason, Reason::Busy | Reason::NotReady | Reason::Draining)
             }
         };
         if !over {
-            self.quarantined = Some(running.call);
+            self.quarantined = Some(Quarantined { call: running.call, slots: running.slots });
             out.push(Action::Quarantine { call: running.call });
         }
         let lost = result.as_ref().err().filter(|error| error.reason == Reason::NoLease).cloned();
@@ -348,7 +373,7 @@ impl Controller {
     }
 
     fn noop_answered(&mut self, state: &MeshState, out: &mut Actions) {
-        let Some(call) = self.quarantined else { return };
+        let Some(call) = self.quarantined() else { return };
         let idle = state.running.is_none() && state.phase != MeshPhase::Busy;
         if idle && state.last_call.is_some_and(|last| last >= call) {
             self.quarantined = None;
@@ -374,6 +399,10 @@ impl Controller {
             out.push(Action::Lost(error));
         }
     }
+}
+
+fn slots(infer: &Infer) -> Vec<LinkSlot> {
+    infer.tensors.iter().map(|spec| spec.slot).collect()
 }
 
 fn ended() -> Error {

@@ -19,7 +19,6 @@ impl Leader {
         }
         self.last_epoch = Some(formation.epoch);
         self.epoch = Some(formation);
-        self.next_plan = contract::tp::PlanId(1);
         self.warmed = 0;
         self.assign(now, out);
     }
@@ -47,7 +46,7 @@ impl Leader {
             let world = self.config.world_size;
             return Err(Error::new(Reason::MeshFull, format!("all {world} ranks are taken")));
         }
-        self.members.wait(now, instance, request.holds, self.config.timing.join_forget);
+        self.members.wait(now, instance, request.holds);
         self.assign(now, out);
         match self.members.rank_of(instance) {
             Some((rank, _)) => self.assignment(rank),
@@ -96,17 +95,19 @@ impl Leader {
         if let Some(fault) = &beat.fault {
             return self.rank_lost(now, format!("rank {}: {fault}", beat.rank), out);
         }
-        if self.phase == MeshPhase::Ready {
+        if matches!(self.phase, MeshPhase::Loading | MeshPhase::Warming | MeshPhase::Ready) {
             self.let_leavers_go(now, out);
         }
     }
 
-    /// A worker that announced its end goes between two calls: nothing is lost, and the epoch ends without a fault.
+    /// A worker that announced its end waits to be let go, and is let go when no call runs: nothing is lost, and the
+    /// epoch ends without a fault.
     pub(super) fn let_leavers_go(&mut self, now: Instant, out: &mut Actions) {
         if let Some(rank) = self.members.leaving() {
             let error = Error::new(Reason::Recovering, format!("rank {rank} leaves: the mesh forms again"));
             self.last_fault = Some(error.to_string());
             self.end_epoch(now, &error, out);
+            self.form_again(now, out);
         }
     }
 
@@ -137,6 +138,16 @@ impl Leader {
             Err(failure) => self.fault(now, failure.error(), out),
         }
     }
+
+    /// The engine has a deadline of its own; this is for one that forgot it.
+    pub(super) fn tick_load(&mut self, now: Instant, out: &mut Actions) {
+        let took = now.saturating_duration_since(self.phase_since);
+        if self.phase == MeshPhase::Loading && took >= self.config.timing.load {
+            let text = format!("the weights did not load within {} s", took.as_secs());
+            self.fault(now, &Error::new(Reason::BudgetSpent, text), out);
+        }
+    }
+
     fn load_failed(&mut self, now: Instant, error: &Error, out: &mut Actions) {
         self.exit(now, ExitCode::Failed, format!("loading failed: {error}"), out);
     }

@@ -32,15 +32,8 @@ pub(super) struct Member {
 }
 
 impl Members {
-    /// Notes that `instance` waits for a rank; those that stopped asking are forgotten.
-    pub(super) fn wait(
-        &mut self,
-        now: Instant,
-        instance: InstanceId,
-        holds: Option<(Rank, WorldSize)>,
-        forget: Duration,
-    ) {
-        self.waiting.retain(|c| c.instance == instance || now.saturating_duration_since(c.asked) <= forget);
+    /// Notes that `instance` waits for a rank.
+    pub(super) fn wait(&mut self, now: Instant, instance: InstanceId, holds: Option<(Rank, WorldSize)>) {
         match self.waiting.iter_mut().find(|c| c.instance == instance) {
             Some(candidate) => candidate.asked = now,
             None => self.waiting.push(Candidate { instance, holds, asked: now }),
@@ -52,7 +45,7 @@ impl Members {
     }
 
     /// Gives every rank to a waiting worker if there are enough: a rank whose shard a worker holds to that worker, the
-    /// others in the order of asking.
+    /// others in the order of asking. Whoever stopped asking is forgotten: it may be dead.
     pub(super) fn assign(
         &mut self,
         now: Instant,
@@ -60,6 +53,7 @@ impl Members {
         timing: &Timing,
     ) -> Result<bool, Violation> {
         let wanted = world.get() as usize - 1;
+        self.waiting.retain(|c| now.saturating_duration_since(c.asked) <= timing.join_forget);
         if self.waiting.len() < wanted {
             return Ok(false);
         }

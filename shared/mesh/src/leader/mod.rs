@@ -8,6 +8,7 @@ mod calls;
 mod forming;
 mod io;
 mod members;
+mod outcome;
 mod run;
 mod view;
 
@@ -186,6 +187,7 @@ impl Leader {
             let what = if connected { "no beat" } else { "no liveness connection" };
             self.rank_lost(now, format!("rank {rank}: {what} for {} ms", silence.as_millis()), out);
         }
+        self.tick_load(now, out);
         self.tick_run(now, out);
         if self.phase == MeshPhase::Faulted {
             let waited = now.saturating_duration_since(self.phase_since);
@@ -198,8 +200,10 @@ impl Leader {
                 self.exit(now, ExitCode::NeedsRestart, reason, out);
             }
         }
-        if self.draining.is_some_and(|since| now.saturating_duration_since(since) > self.config.timing.drain)
-        {
+        let drained = self
+            .draining
+            .map_or(Ok(()), |since| invariants::drain_ends(now, since, self.config.timing.drain));
+        if drained.is_err() && self.phase != MeshPhase::Stopped {
             self.end_run(Err(draining_error()), out);
             out.push(Action::Abort { reason: "shutting down".to_owned() });
             self.exit(now, ExitCode::Asked, "asked to stop".to_owned(), out);
@@ -234,6 +238,8 @@ impl Leader {
         } else if self.faults_in_a_row > MAX_FAULTS_IN_A_ROW {
             let reason = format!("{MAX_FAULTS_IN_A_ROW} formations failed in a row, the last with: {error}");
             self.exit(now, ExitCode::NeedsRestart, reason, out);
+        } else {
+            self.form_again(now, out);
         }
     }
 
@@ -251,7 +257,6 @@ impl Leader {
         self.members = Members::default();
         self.epoch = None;
         self.set_phase(now, MeshPhase::Faulted);
-        self.form_again(now, out);
     }
 
     /// Leaves `Faulted` once nothing of the old epoch runs any more.
@@ -262,7 +267,11 @@ impl Leader {
         }
     }
 
+    /// The first reason to end is the one that counts.
     fn exit(&mut self, now: Instant, code: ExitCode, reason: String, out: &mut Actions) {
+        if self.phase == MeshPhase::Stopped {
+            return;
+        }
         self.end_run(Err(draining_error()), out);
         self.end_hello(&draining_error(), out);
         self.set_phase(now, MeshPhase::Stopped);

@@ -3,15 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use contract::envelope::{Infer, Lease, MeshPhase, MeshTimings, Reply, ResultV1};
+use contract::envelope::{Infer, Lease, MeshPhase, MeshTimings};
 use contract::tensor::TensorKey;
 use contract::tp::{Plan, PlanId, PlanRef, PlanRequest};
-use contract::{
-    CONTRACT_VERSION, CacheEpoch, CallId, Class, Digest, Error, MeshEpoch, Rank, Reason, SessionSlot,
-};
+use contract::{CONTRACT_VERSION, CacheEpoch, CallId, Class, Digest, Error, Rank, Reason, SessionSlot};
 
 use super::calls::spent;
-use super::{Action, Actions, Job, Kept, Leader, Message, RunReport, Source, Verb};
+use super::{Action, Actions, Job, Leader, Message, Source, Verb};
 use crate::{ExitCode, Ticket, invariants};
 
 /// Seed of warm-up and canary noise; any fixed number will do.
@@ -19,21 +17,21 @@ const FIXED_SEED: u64 = 7;
 
 #[derive(Clone, Debug)]
 pub(super) struct Run {
-    plan: Plan,
+    pub(super) plan: Plan,
     digest: Digest,
-    purpose: Purpose,
+    pub(super) purpose: Purpose,
     stage: Stage,
     deadline: Instant,
     pub(super) started: Instant,
     stage_since: Instant,
     /// Workers that have not answered what was sent last, and when it was sent.
     pending: BTreeMap<Rank, Instant>,
-    plan_us: u64,
-    go_us: u64,
+    pub(super) plan_us: u64,
+    pub(super) go_us: u64,
 }
 
 #[derive(Clone, Debug)]
-enum Purpose {
+pub(super) enum Purpose {
     WarmUp,
     Canary,
     Call(Asked),
@@ -46,12 +44,15 @@ pub(super) struct Asked {
     pub(super) call: CallId,
     pub(super) digest: Digest,
     pub(super) waiters: Vec<Ticket>,
-    infer: Box<Infer>,
+    pub(super) infer: Box<Infer>,
 }
 
 #[derive(Clone, Debug)]
 enum Stage {
     Fetching,
+    /// Its time ran out while the link was being read. Whoever asked knows; the call is over when the reading is, since
+    /// its slots are written again then.
+    Abandoned(Error),
     Planning,
     Cancelling(Error),
     /// `go` is out; from here on only the engine or a fault ends the run.
@@ -79,7 +80,7 @@ impl Run {
 
     fn verb(&self) -> Option<Verb> {
         match self.stage {
-            Stage::Fetching => None,
+            Stage::Fetching | Stage::Abandoned(_) => None,
             Stage::Planning => Some(Verb::Plan),
             Stage::Cancelling(_) => Some(Verb::Cancel),
             Stage::Running => Some(Verb::Go),
@@ -225,17 +226,17 @@ impl Leader {
         out: &mut Actions,
     ) {
         let Some(run) = self.run.as_mut().filter(|run| run.plan.plan_id == plan_id) else { return };
-        if !matches!(run.stage, Stage::Fetching) {
-            return;
-        }
-        match result {
-            Err(error) => self.finish_refused(now, error, out),
-            Ok(()) => {
+        match (run.stage.clone(), result) {
+            (Stage::Abandoned(error), _) | (Stage::Fetching, Err(error)) => {
+                self.finish_refused(now, error, out);
+            }
+            (Stage::Fetching, Ok(())) => {
                 run.stage = Stage::Planning;
                 run.stage_since = now;
                 self.send_to_all(now, out);
                 self.go_if_all_acknowledged(now, out);
             }
+            _ => {}
         }
     }
 
@@ -297,7 +298,7 @@ impl Leader {
         }
         let took = MeshTimings::micros(now.saturating_duration_since(run.stage_since));
         match run.stage.clone() {
-            Stage::Fetching => {}
+            Stage::Fetching | Stage::Abandoned(_) => {}
             Stage::Planning => self.go_if_all_acknowledged(now, out),
             Stage::Cancelling(error) => self.finish_refused(now, error, out),
             Stage::Running => run.go_us = took,
@@ -306,6 +307,12 @@ impl Leader {
 
     fn go_if_all_acknowledged(&mut self, now: Instant, out: &mut Actions) {
         let Some(run) = self.run.as_mut().filter(|run| run.pending.is_empty()) else { return };
+        // The lease may have changed hands since the call was admitted.
+        if let Purpose::Call(asked) = &run.purpose
+            && let Err(violation) = invariants::one_lease_is_obeyed(asked.lease, self.lease.current())
+        {
+            return self.cancel(now, violation.into(), out);
+        }
         run.plan_us = MeshTimings::micros(now.saturating_duration_since(run.stage_since));
         run.stage = Stage::Running;
         run.stage_since = now;
@@ -344,7 +351,8 @@ impl Leader {
         let in_stage = now.saturating_duration_since(run.stage_since);
         let expired = now >= run.deadline;
         match run.stage.clone() {
-            Stage::Fetching if expired => return self.finish_refused(now, self.spent(), out),
+            Stage::Fetching if expired => return self.abandon(now, self.spent(), out),
+            Stage::Abandoned(error) if in_stage >= timing.abort => return self.fault(now, &error, out),
             Stage::Planning if expired || in_stage >= timing.plan => {
                 let silent: Vec<String> = run.pending.keys().map(Rank::to_string).collect();
                 let text = format!("no acknowledgement of the plan from ranks {}", silent.join(", "));
@@ -367,131 +375,16 @@ impl Leader {
         }
     }
 
+    fn abandon(&mut self, now: Instant, error: Error, out: &mut Actions) {
+        self.drop_waiters(&error, out);
+        if let Some(run) = &mut self.run {
+            run.stage = Stage::Abandoned(error);
+            run.stage_since = now;
+        }
+    }
+
     fn spent(&self) -> Error {
         let text = || Error::new(Reason::BudgetSpent, "the warm-up run did not end in its time");
         self.running_call().map_or_else(text, spent)
     }
-
-    /// The run ends before any rank entered a collective.
-    fn finish_refused(&mut self, now: Instant, error: Error, out: &mut Actions) {
-        let is_call = self.run.as_ref().is_some_and(Run::is_call);
-        if !is_call {
-            return self.fault(now, &error, out);
-        }
-        self.end_run(Err(error), out);
-        self.idle(now, out);
-    }
-
-    /// Answers everyone who waits for the run, keeps the outcome for a re-ask, and forgets the run.
-    pub(super) fn end_run(&mut self, outcome: Result<Reply, Error>, out: &mut Actions) {
-        let Some(Run { purpose: Purpose::Call(asked), .. }) = self.run.take() else { return };
-        let answer = |ticket| Action::Answer { ticket, result: outcome.clone() };
-        out.extend(asked.waiters.iter().copied().map(answer));
-        if self.lease.current() == Some(asked.lease) {
-            let Asked { lease, call, digest, .. } = asked;
-            self.kept = Some(Kept { lease, call, digest, outcome });
-        }
-    }
-
-    /// Whoever waits hears `error` now; the run itself goes on to its end.
-    pub(super) fn drop_waiters(&mut self, error: &Error, out: &mut Actions) {
-        if let Some(Run { purpose: Purpose::Call(asked), .. }) = &mut self.run {
-            let waiters = std::mem::take(&mut asked.waiters);
-            let answer = |ticket| Action::Answer { ticket, result: Err(error.clone()) };
-            out.extend(waiters.into_iter().map(answer));
-        }
-    }
-
-    pub(super) fn ran(
-        &mut self,
-        now: Instant,
-        epoch: MeshEpoch,
-        plan_id: PlanId,
-        result: Result<Box<RunReport>, Error>,
-        out: &mut Actions,
-    ) {
-        if self.engine == Some(Job::Run(epoch, plan_id)) {
-            self.engine = None;
-        }
-        let current = self.is_current(epoch) && self.run.as_ref().is_some_and(|r| r.plan.plan_id == plan_id);
-        if !current {
-            return self.form_again(now, out);
-        }
-        let checked = result.and_then(|report| self.check_report(*report));
-        match checked {
-            Ok(report) => self.finish(now, report, out),
-            Err(error) => self.fault(now, &error, out),
-        }
-    }
-
-    fn check_report(&self, report: RunReport) -> Result<RunReport, Error> {
-        let Some(run) = &self.run else { return Ok(report) };
-        let expected = run.plan.expected_generator_calls;
-        invariants::observed_equals_expected(expected, report.least_calls, report.most_calls)?;
-        if !report.digests_agree {
-            let text = format!("plan {}: ranks disagree on their output", run.plan.plan_id.0);
-            return Err(Error::new(Reason::DigestMismatch, text));
-        }
-        if matches!(run.purpose, Purpose::Canary) {
-            invariants::canary_is_the_first(self.canary.as_ref(), &report.digest)?;
-        }
-        Ok(report)
-    }
-
-    fn finish(&mut self, now: Instant, report: RunReport, out: &mut Actions) {
-        let Some(run) = &self.run else { return };
-        match &run.purpose {
-            Purpose::WarmUp => {
-                self.run = None;
-                self.warmed += 1;
-                self.warm_up(now, out);
-            }
-            Purpose::Canary => {
-                self.run = None;
-                self.canary = Some(report.digest);
-                self.formed_before = true;
-                self.faults_in_a_row = 0;
-                self.idle(now, out);
-            }
-            Purpose::Call(asked) => {
-                let in_force = self.lease.current();
-                let outcome = match invariants::one_lease_is_obeyed(asked.lease, in_force) {
-                    Err(violation) => Err(violation.into()),
-                    Ok(()) => result(run, asked, report),
-                };
-                if outcome.is_ok() {
-                    self.slots.finished(&asked.infer);
-                }
-                self.end_run(outcome, out);
-                self.idle(now, out);
-            }
-        }
-    }
-
-    fn idle(&mut self, now: Instant, out: &mut Actions) {
-        if self.draining.is_some() {
-            return self.exit(now, ExitCode::Asked, "asked to stop".to_owned(), out);
-        }
-        self.set_phase(now, MeshPhase::Ready);
-        self.let_leavers_go(now, out);
-    }
-}
-
-fn result(run: &Run, asked: &Asked, report: RunReport) -> Result<Reply, Error> {
-    let latents_out =
-        report.latents_out?.ok_or_else(|| Error::new(Reason::Internal, "the engine delivered no latents"))?;
-    let infer = &asked.infer;
-    Ok(Reply::Infer(Box::new(ResultV1 {
-        version: CONTRACT_VERSION,
-        call_id: asked.call,
-        session: infer.session,
-        chunk_index: infer.chunk_index,
-        cache_epoch: infer.cache_epoch,
-        mesh_epoch: run.plan.mesh_epoch,
-        observed_generator_calls: report.most_calls,
-        mesh_current_start_frame: infer.current_start_frame + u64::from(infer.num_latent_frames),
-        timings: MeshTimings { plan_us: run.plan_us, go_us: run.go_us, ..report.timings },
-        output_digest: Some(report.digest),
-        latents_out,
-    })))
 }

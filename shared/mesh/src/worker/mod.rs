@@ -14,7 +14,7 @@ pub use self::io::{Action, Input};
 use self::plans::Lockstep;
 use crate::leader::LoadFailure;
 use crate::liveness::{OwnTick, Watch};
-use crate::{DigestCache, ExitCode, Timing};
+use crate::{DigestCache, ExitCode, Timing, invariants};
 
 #[derive(Clone, Debug)]
 pub struct WorkerConfig {
@@ -35,7 +35,7 @@ pub struct Worker {
     own_tick: OwnTick,
     /// Any sign of a leader: a join answer or a beat.
     leader: Watch,
-    engine: Option<Job>,
+    engine: Option<(Job, Instant)>,
     /// The shard in memory, kept over epochs.
     holds: Option<(Rank, WorldSize)>,
     last_fault: Option<String>,
@@ -65,13 +65,15 @@ struct Member {
     assignment: Assignment,
     loaded: bool,
     leader_phase: MeshPhase,
+    /// Whoever sends this epoch's beats.
+    leader: Option<InstanceId>,
     lockstep: Lockstep,
     conditionings: DigestCache<()>,
     watch: Watch,
     busy_since: Option<Instant>,
 }
 
-/// What the executor is doing.
+/// What the executor is doing; it has a deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Job {
     Load(MeshEpoch),
@@ -144,7 +146,7 @@ impl Worker {
             }
             Input::Drain => {
                 self.draining.get_or_insert(now);
-                self.exit_if_idle(&mut out);
+                self.exit_if_free(&mut out);
             }
         }
         out
@@ -193,6 +195,8 @@ impl Worker {
                 if let Some(silence) = member.watch.silent_for(now) {
                     let text = format!("leader: no beat for {} ms", silence.as_millis());
                     self.leave(now, text, out);
+                } else if self.engine.is_some_and(|(_, deadline)| now >= deadline) {
+                    self.leave(now, "the engine did not keep its deadline".to_owned(), out);
                 }
             }
             State::Leaving { since } => {
@@ -219,7 +223,8 @@ impl Worker {
             let reason = format!("no leader for {} s", silence.as_secs());
             self.exit(ExitCode::Orphaned, reason, out);
         }
-        if self.draining.is_some_and(|since| now.saturating_duration_since(since) > timing.drain) {
+        let drained = self.draining.map_or(Ok(()), |since| invariants::drain_ends(now, since, timing.drain));
+        if drained.is_err() && !matches!(self.state, State::Stopped) {
             out.push(Action::Abort { reason: "shutting down".to_owned() });
             self.exit(ExitCode::Asked, "asked to stop".to_owned(), out);
         }
@@ -257,13 +262,15 @@ impl Worker {
     fn enter(&mut self, now: Instant, assignment: Assignment, out: &mut Actions) {
         let epoch = assignment.mesh_epoch;
         let timing = self.config.timing;
-        self.engine = Some(Job::Load(epoch));
+        let deadline = now + timing.load;
+        self.engine = Some((Job::Load(epoch), deadline));
         out.push(Action::Enter(assignment.clone()));
-        out.push(Action::Load { assignment: assignment.clone(), deadline: now + timing.load });
+        out.push(Action::Load { assignment: assignment.clone(), deadline });
         self.state = State::In(Member {
             assignment,
             loaded: false,
             leader_phase: MeshPhase::Loading,
+            leader: None,
             lockstep: Lockstep::default(),
             conditionings: DigestCache::new(self.config.conditionings),
             watch: Watch::new(now, timing.watchdog),
@@ -275,11 +282,17 @@ impl Worker {
         if self.epoch() != Some(beat.mesh_epoch) {
             return;
         }
-        self.leader.heard(now, self.config.timing.orphan_grace);
         if let State::In(member) = &mut self.state {
+            if let Err(violation) =
+                invariants::one_leader_per_epoch(beat.mesh_epoch, member.leader, beat.instance)
+            {
+                return self.leave(now, violation.to_string(), out);
+            }
+            member.leader = Some(beat.instance);
             member.watch.heard(now, self.config.timing.watchdog);
             member.leader_phase = beat.phase;
         }
+        self.leader.heard(now, self.config.timing.orphan_grace);
         if beat.phase == MeshPhase::Faulted {
             let why = beat.fault.as_deref().unwrap_or("faulted");
             self.leave(now, format!("leader: {why}"), out);
@@ -300,7 +313,6 @@ impl Worker {
                     member.loaded = true;
                     self.holds = Some((member.assignment.rank, member.assignment.world_size));
                 }
-                self.exit_if_idle(out);
             }
             Err(LoadFailure::Group(error)) => self.leave(now, error.to_string(), out),
             Err(LoadFailure::Peer(error)) if self.holds.is_some() => self.leave(now, error.to_string(), out),
@@ -324,9 +336,8 @@ impl Worker {
             member.busy_since = None;
             member.lockstep.ran(plan_id);
         }
-        match result {
-            Ok(()) => self.exit_if_idle(out),
-            Err(error) => self.leave(now, error.to_string(), out),
+        if let Err(error) = result {
+            self.leave(now, error.to_string(), out);
         }
     }
 
@@ -349,11 +360,12 @@ impl Worker {
         if matches!(self.state, State::Leaving { .. }) && self.engine.is_none() {
             self.state = State::Joining { asked: None, outstanding: false, joined: None };
         }
-        self.exit_if_idle(out);
+        self.exit_if_free(out);
     }
 
-    fn exit_if_idle(&mut self, out: &mut Actions) {
-        if self.draining.is_some() && self.engine.is_none() {
+    /// A member that was asked to stop waits for its leader to end the epoch, so that no call is lost.
+    fn exit_if_free(&mut self, out: &mut Actions) {
+        if self.draining.is_some() && self.member().is_none() && self.engine.is_none() {
             self.exit(ExitCode::Asked, "asked to stop".to_owned(), out);
         }
     }
@@ -366,7 +378,7 @@ impl Worker {
     }
 
     fn job_done(&mut self, job: Job) {
-        if self.engine == Some(job) {
+        if self.engine.is_some_and(|(running, _)| running == job) {
             self.engine = None;
         }
     }

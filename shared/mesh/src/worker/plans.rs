@@ -136,8 +136,8 @@ impl Worker {
                 }
                 member.lockstep.step = Step::Running(plan.plan_id, reference.digest.clone());
                 member.busy_since = Some(now);
-                self.engine = Some(Job::Run(plan.mesh_epoch, plan.plan_id));
                 let deadline = now + Duration::from_millis(reference.budget_ms);
+                self.engine = Some((Job::Run(plan.mesh_epoch, plan.plan_id), deadline));
                 out.push(Action::Run { plan, deadline });
                 Ok(ack)
             }

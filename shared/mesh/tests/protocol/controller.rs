@@ -2,13 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use crate::sim::{self, infer, ms};
+use crate::fixtures::{self, infer, ms};
 use contract::envelope::{
-    Action as Ask, EnvelopeV1, HelloReply, Infer, MeshPhase, MeshState, MeshTimings, Reply, ResultV1,
+    Action as Ask, EnvelopeV1, HelloReply, Infer, MeshPhase, MeshState, Reply, ResultV1,
 };
-use contract::tensor::TensorKey;
 use contract::{
-    CONTRACT_VERSION, CacheEpoch, CallId, ChunkIndex, Error, InstanceId, LeaseEpoch, MeshEpoch, Reason,
+    CONTRACT_VERSION, CacheEpoch, CallId, Error, InstanceId, LeaseEpoch, LinkSlot, MeshEpoch, Reason,
     SessionId,
 };
 use mesh::controller::{Action, Controller, Input};
@@ -65,9 +64,9 @@ fn hello_reply() -> HelloReply {
         version: CONTRACT_VERSION,
         lease: LeaseEpoch(3),
         lease_ttl_ms: 3_000,
-        link: sim::link(),
-        model: sim::model(),
-        world_size: sim::world(2),
+        link: fixtures::link(),
+        model: fixtures::model(),
+        world_size: fixtures::world(2),
         session_slots: 2,
     }
 }
@@ -89,19 +88,7 @@ fn delivered(actions: &[Action]) -> Result<(), Error> {
 }
 
 fn result_of(call: CallId, session: SessionId) -> ResultV1 {
-    ResultV1 {
-        version: CONTRACT_VERSION,
-        call_id: call,
-        session,
-        chunk_index: ChunkIndex(0),
-        cache_epoch: CacheEpoch(1),
-        mesh_epoch: EPOCH,
-        observed_generator_calls: 2,
-        mesh_current_start_frame: 3,
-        timings: MeshTimings::default(),
-        output_digest: None,
-        latents_out: sim::spec(TensorKey::LatentsOut, &[1]),
-    }
+    fixtures::result(call, EPOCH, &infer(session, 1, 0))
 }
 
 fn idle_at(last: CallId) -> Reply {
@@ -171,7 +158,10 @@ fn after_a_time_out_the_call_is_quarantined_until_the_mesh_says_it_is_over() {
     let actions = rig.answered(call, Err(Error::new(Reason::BudgetSpent, "no answer")));
     assert!(actions.contains(&Action::Quarantine { call }));
     let refused = rig.infer(infer(SessionId::random(), 2, 0));
-    assert_eq!(delivered(&refused).unwrap_err().reason, Reason::Busy);
+    assert_eq!(delivered(&refused).unwrap_err().reason, Reason::SlotBusy, "its slots may still be read");
+    let mut elsewhere = infer(SessionId::random(), 2, 0);
+    elsewhere.tensors.iter_mut().for_each(|spec| spec.slot = LinkSlot(1));
+    assert_eq!(delivered(&rig.infer(elsewhere)).unwrap_err().reason, Reason::Busy);
 
     let noop = sent(&rig.pass(ms(300))).call_id;
     let busy =
@@ -278,9 +268,43 @@ fn a_leader_that_does_not_answer_a_keepalive_is_not_waited_for_but_its_call_is_q
 }
 
 #[test]
+fn what_was_asked_before_the_lease_says_nothing_about_it() {
+    let mut rig = Rig::attached();
+    let noop = sent(&rig.pass(ms(1_050))).call_id;
+    let hello = sent(&rig.tell(Input::Mesh { epoch: MeshEpoch(8) })).call_id;
+    assert!(hello > noop, "call ids do not start again");
+    let fenced = Error::new(Reason::Fenced, "lease 4 is in force");
+    assert_eq!(rig.answered(noop, Err(fenced)), []);
+    assert!(rig.answered(noop, Ok(Reply::Hello(Box::new(hello_reply())))).is_empty());
+    let actions = rig.answered(hello, Ok(Reply::Hello(Box::new(hello_reply()))));
+    assert!(matches!(actions[..], [Action::Attach(_)]));
+}
+
+#[test]
+fn a_rank_that_is_lost_leaves_the_slots_of_its_call_in_quarantine() {
+    let mut rig = Rig::attached();
+    let call = sent(&rig.infer(infer(SessionId::random(), 1, 0))).call_id;
+    let actions = rig.answered(call, Err(Error::new(Reason::RankLost, "rank 1: connection closed")));
+    assert_eq!(delivered(&actions).unwrap_err().reason, Reason::RankLost);
+    assert_eq!(rig.controller.quarantined(), Some(call));
+    rig.tell(Input::Mesh { epoch: MeshEpoch(8) });
+    assert_eq!(rig.controller.quarantined(), None);
+}
+
+#[test]
 fn a_keepalive_that_the_broker_did_not_take_says_nothing_about_the_leader() {
     let mut rig = Rig::attached();
     let (noop, call) = keepalive_beside_a_call(&mut rig);
     assert_eq!(rig.answered(noop, Err(Error::new(Reason::BrokerUnavailable, "away"))), []);
     assert_eq!(rig.controller.running(), Some(call));
+}
+
+#[test]
+fn a_hello_reply_that_cannot_be_used_is_refused_aloud() {
+    let mut rig = Rig::new();
+    let hello = sent(&rig.tell(Input::Mesh { epoch: EPOCH })).call_id;
+    let reply = HelloReply { version: 9, ..hello_reply() };
+    let actions = rig.answered(hello, Ok(Reply::Hello(Box::new(reply))));
+    let [Action::Refused(error)] = &actions[..] else { panic!("{actions:?}") };
+    assert_eq!(error.reason, Reason::UnsupportedVersion);
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::sim::{self, SIZE, model, ms, world};
+use crate::fixtures::{self, SIZE, model, ms, world};
 use contract::envelope::MeshPhase;
 use contract::model::TpPlan;
 use contract::tp::{Ack, Assignment, Beat, JoinReply, Plan, PlanId, PlanRef, PlanRequest, TpShutdown};
@@ -23,7 +23,7 @@ struct Rig {
 impl Rig {
     fn new() -> Self {
         let now = Instant::now();
-        Self { now, worker: Worker::new(now, sim::worker_config()) }
+        Self { now, worker: Worker::new(now, fixtures::worker_config()) }
     }
 
     /// Joined and loaded.
@@ -99,7 +99,7 @@ fn beat(mesh_epoch: MeshEpoch, phase: MeshPhase) -> Beat {
     Beat {
         mesh_epoch,
         rank: Rank::LEADER,
-        instance: InstanceId::random(),
+        instance: format!("{:032x}", 1).parse().unwrap(),
         phase,
         busy_ms: None,
         leaving: false,
@@ -318,6 +318,8 @@ fn asked_to_stop_a_worker_finishes_its_run_and_ends_with_0() {
     assert_eq!(exit_of(&rig.tell(Input::Drain)), None);
     assert!(rig.worker.view().draining);
     let actions = rig.tell(Input::Ran { epoch: EPOCH, plan_id: PlanId(1), result: Ok(()) });
+    assert_eq!(exit_of(&actions), None, "the leader has yet to end the epoch");
+    let actions = rig.tell(Input::LeaderGone { epoch: EPOCH, why: "connection closed".into() });
     assert_eq!(exit_of(&actions).unwrap().0, ExitCode::Asked);
 
     let mut stuck = Rig::ready();
@@ -349,4 +351,23 @@ fn a_leader_that_says_faulted_is_left() {
     let mut rig = Rig::ready();
     let actions = rig.tell(Input::Beat(beat(EPOCH, MeshPhase::Faulted)));
     assert!(actions.iter().any(|a| matches!(a, Action::Leave { .. })));
+}
+
+#[test]
+fn two_leaders_of_one_epoch_are_believed_by_nobody() {
+    let mut rig = Rig::ready();
+    let other = Beat { instance: InstanceId::random(), ..beat(EPOCH, MeshPhase::Ready) };
+    let actions = rig.tell(Input::Beat(other));
+    assert!(actions.iter().any(|a| matches!(a, Action::Leave { .. })), "{actions:?}");
+    assert!(rig.worker.view().last_fault.unwrap().contains("claims it as well"));
+}
+
+#[test]
+fn an_engine_that_outstays_its_deadline_is_aborted() {
+    let mut rig = Rig::ready();
+    rig.plan(&plan(1)).unwrap();
+    assert!(rig.go(&plan(1)).1);
+    let actions = rig.pass(ms(1_050));
+    assert!(actions.iter().any(|a| matches!(a, Action::Abort { .. })), "{actions:?}");
+    assert_eq!(rig.worker.view().phase, MeshPhase::Faulted);
 }
