@@ -52,7 +52,7 @@ enum State {
         outstanding: bool,
         joined: Option<(u32, WorldSize)>,
     },
-    In(Member),
+    In(Box<Member>),
     /// The epoch was dropped and the engine is not idle yet.
     Leaving {
         since: Instant,
@@ -163,10 +163,11 @@ impl Worker {
             State::Leaving { .. } => (MeshPhase::Faulted, Some("recovering".to_owned())),
             State::Stopped => (MeshPhase::Stopped, Some("stopped".to_owned())),
             State::In(member) if !member.loaded => (MeshPhase::Loading, Some("loading".to_owned())),
-            State::In(Member { leader_phase: MeshPhase::Ready | MeshPhase::Busy, busy_since, .. }) => {
-                (if busy_since.is_some() { MeshPhase::Busy } else { MeshPhase::Ready }, None)
-            }
-            State::In(Member { leader_phase, .. }) => (*leader_phase, Some(leader_phase.as_str().to_owned())),
+            State::In(member) => match member.leader_phase {
+                MeshPhase::Ready | MeshPhase::Busy if member.busy_since.is_some() => (MeshPhase::Busy, None),
+                MeshPhase::Ready | MeshPhase::Busy => (MeshPhase::Ready, None),
+                phase => (phase, Some(phase.as_str().to_owned())),
+            },
         };
         View {
             rank: member.map(|m| m.assignment.rank),
@@ -266,7 +267,7 @@ impl Worker {
         self.engine = Some((Job::Load(epoch), deadline));
         out.push(Action::Enter(assignment.clone()));
         out.push(Action::Load { assignment: assignment.clone(), deadline });
-        self.state = State::In(Member {
+        self.state = State::In(Box::new(Member {
             assignment,
             loaded: false,
             leader_phase: MeshPhase::Loading,
@@ -275,7 +276,7 @@ impl Worker {
             conditionings: DigestCache::new(self.config.conditionings),
             watch: Watch::new(now, timing.watchdog),
             busy_since: None,
-        });
+        }));
     }
 
     fn beat(&mut self, now: Instant, beat: &Beat, out: &mut Actions) {
