@@ -2,14 +2,18 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
 use contract::envelope::MeshPhase;
+use contract::tp::JoinReply;
 use mesh::controller::{self, Controller};
 use mesh::leader;
-use mesh::worker;
+use mesh::worker::{self, Worker};
 
 use crate::check::{Bounds, check, setup};
+use crate::fixtures::worker_config;
 use crate::schedules;
+use crate::worker::{EPOCH, assignment, beat};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Arrow {
@@ -83,11 +87,29 @@ fn drawn() -> BTreeSet<(String, String, String)> {
     arrows
 }
 
+/// A leader that serves and is asked to stop between two beats: too rare for chance.
+fn a_worker_hears_at_once_that_its_leader_drains() {
+    let now = Instant::now();
+    let mut worker = Worker::new(now, worker_config());
+    let inputs = [
+        worker::Input::Tick,
+        worker::Input::JoinAnswered(Ok(JoinReply::Assigned(assignment(EPOCH)))),
+        worker::Input::Loaded { epoch: EPOCH, result: Ok(()) },
+        worker::Input::Beat(beat(EPOCH, MeshPhase::Draining)),
+    ];
+    for input in inputs {
+        let before = worker.view().phase;
+        let actions = worker.handle(now, input);
+        worker_went(before, &actions, worker.view().phase);
+    }
+}
+
 #[test]
 fn the_diagrams_show_what_the_machines_do_and_nothing_else() {
     (1..=2000).for_each(schedules::schedule);
     let bounds = Bounds { faults: 1, epochs: 2, duplicates: 0, calls: 1 };
     check(setup(2, 1), bounds);
+    a_worker_hears_at_once_that_its_leader_drains();
     let owned = |a: Arrow| (a.machine.to_owned(), a.from.to_owned(), a.to.to_owned());
     let seen: BTreeSet<_> = seen().into_iter().map(owned).collect();
     let drawn = drawn();

@@ -13,7 +13,7 @@ use mesh::leader::LoadFailure;
 use mesh::worker::{Action, Input, Worker};
 use mesh::{ExitCode, Ticket, Timing};
 
-const EPOCH: MeshEpoch = MeshEpoch(4);
+pub(crate) const EPOCH: MeshEpoch = MeshEpoch(4);
 
 struct Rig {
     now: Instant,
@@ -84,7 +84,7 @@ fn answer(actions: &[Action]) -> Result<Ack, Error> {
     actions.iter().find_map(answered).unwrap()
 }
 
-fn assignment(mesh_epoch: MeshEpoch) -> Assignment {
+pub(crate) fn assignment(mesh_epoch: MeshEpoch) -> Assignment {
     Assignment {
         mesh_epoch,
         rank: Rank(1),
@@ -95,7 +95,7 @@ fn assignment(mesh_epoch: MeshEpoch) -> Assignment {
     }
 }
 
-fn beat(mesh_epoch: MeshEpoch, phase: MeshPhase) -> Beat {
+pub(crate) fn beat(mesh_epoch: MeshEpoch, phase: MeshPhase) -> Beat {
     Beat {
         mesh_epoch,
         rank: Rank::LEADER,
