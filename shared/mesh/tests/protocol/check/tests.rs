@@ -34,8 +34,13 @@ fn explore(what: &str, ranks: u32, controllers: usize, default: Bounds) {
 }
 
 #[test]
-fn one_worker() {
-    explore("one worker", 2, 1, Bounds { faults: 1, epochs: 2, duplicates: 0, calls: 1 });
+fn one_worker_and_two_faults() {
+    explore("one worker", 2, 1, Bounds { faults: 2, epochs: 2, duplicates: 0, calls: 1 });
+}
+
+#[test]
+fn one_worker_two_calls_and_a_duplicate() {
+    explore("one worker", 2, 1, Bounds { faults: 1, epochs: 2, duplicates: 1, calls: 2 });
 }
 
 #[test]
@@ -45,5 +50,5 @@ fn two_controllers() {
 
 #[test]
 fn two_workers() {
-    explore("two workers", 3, 1, Bounds { faults: 0, epochs: 2, duplicates: 0, calls: 1 });
+    explore("two workers", 3, 1, Bounds { faults: 1, epochs: 2, duplicates: 0, calls: 1 });
 }
