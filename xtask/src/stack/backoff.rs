@@ -8,13 +8,13 @@ const LONGEST: Duration = Duration::from_secs(8);
 const HEALTHY: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Default)]
-pub(super) struct Backoff {
+pub struct Backoff {
     ends: u32,
 }
 
 impl Backoff {
     /// The wait after a life of `lived`: it doubles from 250 ms and never passes 8 s.
-    pub(super) fn after(&mut self, lived: Duration) -> Duration {
+    pub fn after(&mut self, lived: Duration) -> Duration {
         if lived >= HEALTHY {
             self.ends = 0;
         }

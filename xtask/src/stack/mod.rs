@@ -10,8 +10,9 @@ mod services;
 pub mod signals;
 mod supervisor;
 
+pub use backoff::Backoff;
 pub use ports::{free_ports, is_free};
 pub use process::{Phase, Spec};
 pub use readiness::{Readiness, Watch};
 pub use services::Stack;
-pub use supervisor::{Refusal, Supervisor};
+pub use supervisor::{CONFIGURATION, Refusal, Supervisor};

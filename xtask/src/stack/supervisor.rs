@@ -17,7 +17,7 @@ use super::signals;
 use crate::console::Console;
 
 /// The exit code that stops the stack (DESIGN, "Shutdown").
-const CONFIGURATION: i32 = 2;
+pub const CONFIGURATION: i32 = 2;
 /// Everything is gone this long after the wish to stop: SIGKILL then takes what is left.
 const GRACE: Duration = Duration::from_millis(4500);
 /// A phase of the stop that takes longer no longer holds up the next one.
