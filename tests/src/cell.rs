@@ -1,25 +1,30 @@
 //! A cell of real processes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitStatus;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bus::{Bus, BusConfig};
-use contract::CellId;
+use contract::status::ProcessStatus;
+use contract::{CellId, subjects};
 use tempfile::TempDir;
 use xtask::layout::Layout;
 use xtask::setup::credentials;
-use xtask::stack::{Spec, Stack, free_ports};
+use xtask::stack::{Phase, Spec, Stack, free_ports};
 
 use crate::http::Http;
-use crate::process::{Process, Signal};
-use crate::wait;
+use crate::process::Signal;
+use crate::proxy::Proxy;
+use crate::supervisor::{End, Supervisor};
+use crate::{leftovers, wait};
 
 /// How long a cell may take from nothing to ready: weights are made, warm-up runs, on a shared machine.
 const START: Duration = Duration::from_secs(60);
 pub const BROKER: &str = "nats";
+const NATS_URL: &str = "KINEMESH_NATS__URL";
 
 #[must_use]
 pub fn layout() -> Layout {
@@ -32,11 +37,20 @@ pub struct CellBuilder {
     model: String,
     env: Vec<(String, String, String)>,
     without: Vec<String>,
+    behind_proxies: Vec<String>,
+    supervised: bool,
 }
 
 impl Default for CellBuilder {
     fn default() -> Self {
-        Self { world_size: 2, model: "tiny".to_owned(), env: Vec::new(), without: Vec::new() }
+        Self {
+            world_size: 2,
+            model: "tiny".to_owned(),
+            env: Vec::new(),
+            without: Vec::new(),
+            behind_proxies: Vec::new(),
+            supervised: false,
+        }
     }
 }
 
@@ -64,6 +78,20 @@ impl CellBuilder {
     #[must_use]
     pub fn without(mut self, process: &str) -> Self {
         self.without.push(process.to_owned());
+        self
+    }
+
+    /// Puts a proxy between this process and the broker.
+    #[must_use]
+    pub fn behind_proxy(mut self, process: &str) -> Self {
+        self.behind_proxies.push(process.to_owned());
+        self
+    }
+
+    /// What ends is started again, as `cargo xtask up` does.
+    #[must_use]
+    pub fn supervised(mut self) -> Self {
+        self.supervised = true;
         self
     }
 
@@ -98,18 +126,21 @@ impl CellBuilder {
             stack.services(&layout).into_iter().map(|spec| (spec.name.clone(), spec)).collect();
         for (process, key, value) in self.env {
             let spec = specs.get_mut(&process).unwrap_or_else(|| panic!("no process {process}"));
-            spec.env.retain(|(present, _)| *present != key);
-            spec.env.push((key, OsString::from(value)));
+            set(spec, &key, &value);
         }
-        let broker = stack.broker(&layout);
-        let mut cell = Cell {
-            gateway_port: stack.gateway_port,
-            nats_url: format!("nats://127.0.0.1:{}", stack.nats_port),
-            specs,
-            processes: BTreeMap::new(),
-            dir,
-        };
-        cell.specs.insert(BROKER.to_owned(), broker);
+        let broker = SocketAddr::from((Ipv4Addr::LOCALHOST, stack.nats_port));
+        let mut proxies = BTreeMap::new();
+        for process in self.behind_proxies {
+            let proxy = Proxy::start(broker).await.expect("a port");
+            let spec = specs.get_mut(&process).unwrap_or_else(|| panic!("no process {process}"));
+            set(spec, NATS_URL, &format!("nats://{}", proxy.address()));
+            proxies.insert(process, proxy);
+        }
+        specs.insert(BROKER.to_owned(), stack.broker(&layout));
+        let processes = Supervisor::new(dir.path().to_owned(), self.supervised);
+        let nats_url = format!("nats://{broker}");
+        let gateway_port = stack.gateway_port;
+        let mut cell = Cell { gateway_port, nats_url, specs, proxies, processes, dir };
         cell.start_process(BROKER);
         cell.wait_broker().await;
         let names: Vec<_> = cell.specs.keys().filter(|name| *name != BROKER).cloned().collect();
@@ -125,7 +156,8 @@ pub struct Cell {
     gateway_port: u16,
     nats_url: String,
     specs: BTreeMap<String, Spec>,
-    processes: BTreeMap<String, Process>,
+    proxies: BTreeMap<String, Proxy>,
+    processes: Supervisor,
     // Last: the processes end before their folder goes.
     dir: TempDir,
 }
@@ -186,55 +218,145 @@ impl Cell {
         Bus::connect(&self.bus_config(user), "system-tests").await.expect("the broker")
     }
 
-    /// # Panics
-    /// If there is no such process, or it cannot be started.
-    pub fn start_process(&mut self, name: &str) {
-        let spec = self.specs.get(name).unwrap_or_else(|| panic!("no process {name}"));
-        let process = Process::start(spec, self.dir.path()).expect("a process");
-        self.processes.insert(name.to_owned(), process);
-    }
-
-    /// Adds a process that is a variation of another one.
+    /// The next status of a process that is as wanted.
     ///
     /// # Panics
-    /// If `like` is not a process of this cell.
-    pub fn start_variation(&mut self, name: &str, like: &str, env: &[(&str, &str)]) {
-        let mut spec = self.specs.get(like).unwrap_or_else(|| panic!("no process {like}")).clone();
-        spec.name = name.to_owned();
-        for (key, value) in env {
-            spec.env.retain(|(present, _)| present != key);
-            spec.env.push(((*key).to_owned(), OsString::from(value)));
+    /// If none comes.
+    pub async fn status(&self, mut wanted: impl FnMut(&ProcessStatus) -> bool) -> ProcessStatus {
+        let bus = self.bus("gateway").await;
+        let mut statuses = bus.subscribe(&subjects::cell_status(&self.id()), 256).await.expect("statuses");
+        wait::bounded("the status that was waited for", START, async {
+            loop {
+                let status = statuses.next().await.expect("a subscription that lives");
+                let status: ProcessStatus = status.decode().expect("a status");
+                if wanted(&status) {
+                    return status;
+                }
+            }
+        })
+        .await
+    }
+
+    /// # Panics
+    /// If there is no such process, it runs, or it cannot be started.
+    pub fn start_process(&mut self, name: &str) {
+        let spec = self.specs.get(name).unwrap_or_else(|| panic!("no process {name}"));
+        self.processes.start(spec.clone());
+    }
+
+    /// Puts another program, or the same with other settings, in the place of a process that is not running.
+    ///
+    /// # Panics
+    /// If there is no such process, or it runs.
+    pub fn start_as(&mut self, name: &str, program: Option<&str>, env: &[(&str, &str)]) {
+        let mut spec = self.specs.get(name).unwrap_or_else(|| panic!("no process {name}")).clone();
+        if let Some(program) = program {
+            spec.program = layout().binaries().join(program);
         }
-        self.specs.insert(name.to_owned(), spec);
-        self.start_process(name);
+        env.iter().for_each(|(key, value)| set(&mut spec, key, value));
+        self.processes.start(spec);
+    }
+
+    /// Kills a process, and nobody starts it again but the test.
+    pub fn remove(&self, name: &str) {
+        self.processes.abandon(name);
     }
 
     /// # Panics
     /// If it is not running.
-    pub fn process(&mut self, name: &str) -> &mut Process {
-        self.processes.get_mut(name).unwrap_or_else(|| panic!("{name} is not running"))
+    pub fn signal(&self, name: &str, signal: Signal) {
+        assert!(self.processes.signal(name, signal), "{name} is not running");
     }
 
-    pub fn signal(&mut self, name: &str, signal: Signal) {
-        self.process(name).signal(signal);
+    /// Does nothing to a process that is not running.
+    pub fn signal_if_running(&self, name: &str, signal: Signal) {
+        self.processes.signal(name, signal);
     }
 
-    /// Waits for the end of a process.
-    pub async fn exit(&mut self, name: &str, within: Duration) -> ExitStatus {
-        self.process(name).exit(within).await
+    /// Waits for the end of what runs under this name now.
+    ///
+    /// # Panics
+    /// If nothing does.
+    pub async fn exit(&self, name: &str, within: Duration) -> ExitStatus {
+        let pid = self.pid(name).unwrap_or_else(|| panic!("{name} is not running"));
+        self.end(pid, within).await.status
+    }
+
+    /// The end of a process by its id, which may have come already.
+    pub async fn end(&self, pid: u32, within: Duration) -> End {
+        wait::until(&format!("the end of process {pid}"), within, || async {
+            self.processes.ends().into_iter().find(|end| end.pid == pid)
+        })
+        .await
+    }
+
+    /// Id of the process that runs under this name now.
+    #[must_use]
+    pub fn pid(&self, name: &str) -> Option<u32> {
+        self.processes.pid(name)
+    }
+
+    /// Ids of everything that runs, the broker included.
+    #[must_use]
+    pub fn pids(&self) -> BTreeMap<String, u32> {
+        self.processes.pids()
+    }
+
+    /// Every end of a process so far, in order.
+    #[must_use]
+    pub fn ends(&self) -> Vec<End> {
+        self.processes.ends()
+    }
+
+    /// What stands between a process and the broker.
+    ///
+    /// # Panics
+    /// If nothing does.
+    #[must_use]
+    pub fn proxy(&self, process: &str) -> &Proxy {
+        self.proxies.get(process).unwrap_or_else(|| panic!("{process} is not behind a proxy"))
+    }
+
+    /// Processes that belong to this cell and that it does not know: started by one of its own, or left behind.
+    #[must_use]
+    pub fn orphans(&self) -> BTreeSet<u32> {
+        let known: BTreeSet<u32> = self.pids().into_values().collect();
+        leftovers::processes_of(self.dir.path()).difference(&known).copied().collect()
+    }
+
+    /// Stops the cell as `cargo xtask up` does, and asserts what that owes: every service ends with 0 within its 5 s, and
+    /// leaves neither process nor shared memory.
+    ///
+    /// # Panics
+    /// If it does not.
+    pub async fn stop(self) {
+        let running = self.pids();
+        for phase in [Phase::Gateway, Phase::Stage0, Phase::Leader, Phase::Workers] {
+            let asked = Instant::now();
+            self.processes.ask_to_stop(phase);
+            for (name, spec) in self.specs.iter().filter(|(_, spec)| spec.phase == phase) {
+                let Some(pid) = running.get(name) else { continue };
+                let end = self.end(*pid, Duration::from_secs(30)).await;
+                wait::assert_within(&format!("the end of {name}"), asked.elapsed(), Duration::from_secs(5));
+                assert_eq!(end.status.code(), Some(0), "{} ({}): {}", name, spec.name, end.status);
+            }
+        }
+        self.remove(BROKER);
+        assert_eq!(self.orphans(), BTreeSet::new(), "processes were left behind");
+        assert_eq!(leftovers::unmapped_memory(), BTreeSet::new(), "shared memory was left behind");
     }
 
     /// # Panics
     /// If `/ready` is not 200 within the time.
     pub async fn wait_ready(&self, within: Duration) {
         let http = self.http();
-        let end = std::time::Instant::now() + within;
+        let end = Instant::now() + within;
         loop {
             let answer = http.try_get("/ready").await.ok();
             if answer.as_ref().is_some_and(|answer| answer.status == 200) {
                 return;
             }
-            if std::time::Instant::now() > end {
+            if Instant::now() > end {
                 let waiting = answer.map_or("no answer".to_owned(), |answer| answer.text);
                 panic!("not ready within {within:?}: {waiting}\n{}", self.logs());
             }
@@ -253,9 +375,13 @@ impl Cell {
     /// What each process printed last, for the message of a failing test.
     #[must_use]
     pub fn logs(&self) -> String {
-        let one = |(name, process): (&String, &Process)| format!("--- {name}\n{}\n", process.log_tail());
-        self.processes.iter().map(one).collect()
+        self.processes.logs()
     }
+}
+
+fn set(spec: &mut Spec, key: &str, value: &str) {
+    spec.env.retain(|(present, _)| present != key);
+    spec.env.push((key.to_owned(), OsString::from(value)));
 }
 
 impl Drop for Cell {

@@ -4,15 +4,22 @@
 //! conditions ([`wait::until`]); contract deadlines get one slack factor ([`wait::slack`]).
 
 pub mod cell;
-
+pub mod fault;
 pub mod http;
+pub mod leftovers;
 pub mod operator;
+pub mod ordeal;
 pub mod process;
+pub mod proxy;
 pub mod python;
+pub mod supervisor;
+pub mod trace;
 pub mod viewer;
 pub mod wait;
 
 pub use cell::{Cell, CellBuilder};
+pub use fault::Fault;
 pub use operator::Operator;
 pub use process::Signal;
+pub use trace::Trace;
 pub use viewer::Viewer;

@@ -3,12 +3,13 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use xtask::stack::Spec;
 
-use crate::wait;
+/// Environment of every process of a cell, and so of whatever it starts: the cell's folder.
+pub(crate) const MARK: &str = "SYSTEM_TESTS_CELL";
 
 /// The honest faults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,10 +32,9 @@ impl Signal {
 }
 
 #[derive(Debug)]
-pub struct Process {
-    spec: Spec,
+pub(crate) struct Process {
     child: Child,
-    log: PathBuf,
+    started: Instant,
 }
 
 impl Process {
@@ -42,59 +42,44 @@ impl Process {
     ///
     /// # Errors
     /// If it cannot be started.
-    pub fn start(spec: &Spec, dir: &Path) -> Result<Self> {
-        let log = dir.join(format!("{}.log", spec.name));
-        let file = File::options().create(true).append(true).open(&log)?;
+    pub(crate) fn start(spec: &Spec, dir: &Path) -> Result<Self> {
+        let file = File::options().create(true).append(true).open(log(dir, &spec.name))?;
         let mut command = Command::new(&spec.program);
         command
             .args(&spec.args)
             .envs(spec.env.iter().map(|(key, value)| (key, value)))
+            .env(MARK, dir)
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file);
         let child = command
             .spawn()
             .with_context(|| format!("cannot start {} ({})", spec.name, spec.program.display()))?;
-        Ok(Self { spec: spec.clone(), child, log })
+        Ok(Self { child, started: Instant::now() })
     }
 
-    #[must_use]
-    pub fn spec(&self) -> &Spec {
-        &self.spec
-    }
-
-    #[must_use]
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    pub fn signal(&self, signal: Signal) {
+    pub(crate) fn lived(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
         let pid = libc::pid_t::try_from(self.child.id()).expect("a process id");
         // SAFETY: kill has no preconditions; the child has not been waited for, so the id is still its own.
         unsafe { libc::kill(pid, signal.number()) };
     }
 
     /// Its exit status, once it has ended.
-    pub fn ended(&mut self) -> Option<ExitStatus> {
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().expect("a child of ours can be waited for")
     }
 
-    /// Waits for its end.
-    ///
-    /// # Panics
-    /// If it lives longer than `within`.
-    pub async fn exit(&mut self, within: Duration) -> ExitStatus {
-        let what = format!("the end of {}", self.spec.name);
-        let cell = std::cell::RefCell::new(&mut self.child);
-        wait::until(&what, within, || async { cell.borrow_mut().try_wait().expect("our child") }).await
-    }
-
-    /// For a failing test to show: never for a test to decide by.
-    #[must_use]
-    pub fn log_tail(&self) -> String {
-        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
-        let lines: Vec<_> = text.lines().collect();
-        lines[lines.len().saturating_sub(40)..].join("\n")
+    /// Waits for the end of a process that was killed.
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        self.child.wait().expect("a child of ours can be waited for")
     }
 }
 
@@ -104,4 +89,15 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+fn log(dir: &Path, name: &str) -> PathBuf {
+    dir.join(format!("{name}.log"))
+}
+
+/// What every life of a process printed last. For a failing test to show: never for a test to decide by.
+pub(crate) fn log_tail(dir: &Path, name: &str) -> String {
+    let text = std::fs::read_to_string(log(dir, name)).unwrap_or_default();
+    let lines: Vec<_> = text.lines().collect();
+    lines[lines.len().saturating_sub(60)..].join("\n")
 }

@@ -1,5 +1,6 @@
 //! A session driven over the broker with the gateway's rights: exact about chunks, without WebRTC in between.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bus::{Bus, Subscription};
@@ -10,18 +11,26 @@ use contract::session::{
     Control, ControlReply, CreateSession, ParametersAccepted, SessionCreated, UpdateParameters,
 };
 use contract::{
-    Budget, CONTRACT_VERSION, CellId, ChunkIndex, Deadline, Error, Incarnation, SessionId, subjects,
+    Budget, CONTRACT_VERSION, CellId, ChunkIndex, Deadline, Error, Incarnation, Reason, SessionId, subjects,
 };
 use serde_json::Value;
+
+use crate::trace::Trace;
+use crate::wait;
 
 /// How long a chunk may take on a shared machine before a test gives up.
 const PATIENCE: Duration = Duration::from_secs(30);
 const QUEUE: usize = 4096;
 /// How often a session is told that someone is watching.
 const WATCHING: Duration = Duration::from_secs(3);
+/// A stream that is silent for this long is asked whether it is there, and so many times before it is given up.
+const QUIET: Duration = Duration::from_millis(500);
+const UNSERVED: u32 = 3;
 
 pub struct Viewer {
     bus: Bus,
+    cell: CellId,
+    request: CreateSession,
     pub session: SessionId,
     pub created: SessionCreated,
     events: Subscription,
@@ -62,8 +71,34 @@ impl Viewer {
         let media = bus.subscribe(&subjects::media_out(request.session), QUEUE).await?;
         let subject = subjects::session_create(cell);
         let created = bus.request(&subject, &request, deadline(Budget::from_secs(5))).await?;
-        let seen = Instant::now();
-        Ok(Self { bus: bus.clone(), session: request.session, created, events, media, seen })
+        let (bus, cell, session, seen) = (bus.clone(), cell.clone(), request.session, Instant::now());
+        Ok(Self { bus, cell, request, session, created, events, media, seen })
+    }
+
+    /// Whether nobody serves the session now: its stage0 has died, or has yet to come back to the broker.
+    async fn is_unserved(&self) -> bool {
+        let answer = self.control(Control::Viewer).await;
+        answer.is_err_and(|error| matches!(error.reason, Reason::NoResponders | Reason::NoSuchSession))
+    }
+
+    /// Asks for the session again, as a gateway does whose stage0 has died, until it has another life. False if it turns
+    /// out to live on.
+    ///
+    /// # Panics
+    /// If neither comes to pass.
+    pub async fn recreate(&mut self) -> bool {
+        self.request.incarnation = self.request.incarnation.next();
+        let subject = subjects::session_create(&self.cell);
+        wait::until("the session's next life", PATIENCE, || async {
+            let created: Result<SessionCreated, Error> =
+                self.bus.request(&subject, &self.request, deadline(Budget::from_secs(5))).await;
+            match created {
+                Ok(_) => Some(true),
+                Err(error) if error.reason == Reason::SessionExists => Some(false),
+                Err(_) => None,
+            }
+        })
+        .await
     }
 
     /// Opens a session with these parameters.
@@ -96,14 +131,76 @@ impl Viewer {
     /// # Panics
     /// If none comes.
     pub async fn event(&mut self) -> Event {
-        if self.seen.elapsed() > WATCHING {
-            self.seen = Instant::now();
-            // A session that ended refuses this; its end is among the events.
-            let _ = self.control(Control::Viewer).await;
+        self.event_at().await.1
+    }
+
+    /// The next event of the session, and when it came. No event is lost if this is dropped.
+    ///
+    /// # Panics
+    /// If none comes.
+    pub async fn event_at(&mut self) -> (Instant, Event) {
+        let asked = Instant::now();
+        loop {
+            if self.seen.elapsed() > WATCHING {
+                self.seen = Instant::now();
+                // A session that ended refuses this; its end is among the events.
+                let _ = self.control(Control::Viewer).await;
+            }
+            match tokio::time::timeout(WATCHING, self.events.next()).await {
+                Ok(inbound) => {
+                    let inbound = inbound.expect("a subscription that lives");
+                    return (inbound.received, inbound.decode::<SessionEvent>().expect("an event").event);
+                }
+                Err(_) => assert!(asked.elapsed() < PATIENCE, "no event within {PATIENCE:?}"),
+            }
         }
-        let inbound = tokio::time::timeout(PATIENCE, self.events.next()).await;
-        let inbound = inbound.expect("an event within 30 s").expect("a subscription that lives");
-        inbound.decode::<SessionEvent>().expect("an event").event
+    }
+
+    /// What is seen from a fault that `strike` makes happen until frames have flowed for a while, or the session has ended.
+    ///
+    /// # Panics
+    /// If neither comes to pass.
+    pub async fn suffer(&mut self, strike: impl Future<Output = ()>) -> Trace {
+        let mut trace = Trace::new(Instant::now());
+        self.follow(&mut trace, strike).await;
+        trace
+    }
+
+    /// As [`Viewer::suffer`], of a fault that struck before. A session that nobody serves any more is asked for again.
+    ///
+    /// # Panics
+    /// As [`Viewer::suffer`].
+    pub async fn follow(&mut self, trace: &mut Trace, strike: impl Future<Output = ()>) {
+        let over = AtomicBool::new(false);
+        // The fault goes on beside the watching, whatever the watching waits for.
+        let strike = async {
+            strike.await;
+            over.store(true, Ordering::Release);
+        };
+        tokio::join!(strike, self.watch(trace, &over));
+    }
+
+    async fn watch(&mut self, trace: &mut Trace, over: &AtomicBool) {
+        let started = Instant::now();
+        let mut unserved = 0;
+        while !(trace.ended || over.load(Ordering::Acquire) && trace.has_settled()) {
+            tokio::select! {
+                (at, event) = self.event_at() => {
+                    unserved = 0;
+                    trace.note(at, event);
+                }
+                () = tokio::time::sleep(QUIET) => {
+                    unserved = if self.is_unserved().await { unserved + 1 } else { 0 };
+                    if unserved == UNSERVED {
+                        let noticed = Instant::now();
+                        if self.recreate().await {
+                            trace.lost(noticed);
+                        }
+                    }
+                }
+            }
+            assert!(started.elapsed() < 2 * PATIENCE, "not settled within {:?}: {trace:?}", 2 * PATIENCE);
+        }
     }
 
     /// The next chunk's report; other events are passed over.

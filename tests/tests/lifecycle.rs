@@ -59,7 +59,7 @@ async fn a_dead_stage0_ends_the_stream_with_a_message_and_readiness_within_2_s()
 }
 
 async fn stops_alone(name: &str) {
-    let mut cell = Cell::builder().ready().await;
+    let cell = Cell::builder().ready().await;
     let bus = cell.bus("gateway").await;
     let mut viewer = Viewer::open(&bus, &cell.id(), &json!({"prompts": [{"text": "a fox"}]})).await;
     viewer.chunk().await;
@@ -97,7 +97,7 @@ async fn sigterm_ends_a_worker_while_every_peer_is_stopped() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stopped_stage0_costs_a_client_its_budget_and_no_more() {
-    let mut cell = Cell::builder().ready().await;
+    let cell = Cell::builder().ready().await;
     let http = cell.http();
     let url = cell.url();
     let watcher = python::start("webrtc_view.py", &["--url", &url, "--frames", "10", "--until-stopped"]);
@@ -117,7 +117,7 @@ async fn a_stopped_stage0_costs_a_client_its_budget_and_no_more() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stopped_leader_costs_its_caller_the_budget_and_no_more() {
-    let mut cell = Cell::builder().without("stage0").start().await;
+    let cell = Cell::builder().without("stage0").start().await;
     let bus = cell.bus("stage0").await;
     let epoch = mesh_epoch(&cell).await;
     cell.signal("leader", Signal::Stop);
