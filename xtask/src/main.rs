@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use xtask::layout::Layout;
-use xtask::{bench, gpu_bundle, outcome, setup, tests, up};
+use xtask::{gpu_bundle, harness, outcome, setup, tests, up};
 
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", about = "Set up, run and test kinemesh", version)]
@@ -34,7 +34,11 @@ enum Task {
     /// Build what tests/gpu/run needs and put it into one folder, for a machine that has a GPU and no toolchain.
     GpuBundle(gpu_bundle::Options),
     /// Measure frames a second and the phases of a chunk, as JSON lines and a table.
-    Bench(bench::Options),
+    Bench(harness::Options),
+    /// Hurt every process of a stack in every way while a viewer watches, and say what it cost.
+    Faults(harness::Options),
+    /// Hurt a stack at random for minutes, and say what became of its memory, descriptors and sessions.
+    Soak(harness::Options),
 }
 
 fn main() -> ExitCode {
@@ -46,7 +50,9 @@ fn main() -> ExitCode {
         Task::Up(options) => up::run(&layout, &options),
         Task::Test(options) => tests::run(&layout, &options),
         Task::GpuBundle(options) => gpu_bundle::run(&layout, &options),
-        Task::Bench(options) => bench::run(&layout, &options),
+        Task::Bench(options) => harness::run(&layout, "kinemesh-bench", &options),
+        Task::Faults(options) => harness::run(&layout, "kinemesh-faults", &options),
+        Task::Soak(options) => harness::run(&layout, "kinemesh-soak", &options),
     };
     outcome::exit_code(result)
 }
