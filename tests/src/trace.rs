@@ -97,18 +97,13 @@ impl Trace {
         self.trouble.map(|(first, _)| first.saturating_duration_since(self.struck))
     }
 
-    /// From the fault to the first chunk after the last word of it; without a word, to the end of the longest gap.
+    /// From the fault to the end of the longest time without a chunk. Chunks that were in hand when it struck still come.
     #[must_use]
     pub fn again_after(&self) -> Option<Duration> {
-        let again = match self.trouble {
-            Some((_, last)) => self.chunks.iter().map(|(at, _)| *at).find(|at| *at >= last),
-            None => {
-                let before = std::iter::once(self.struck).chain(self.chunks.iter().map(|(at, _)| *at));
-                let gaps = before.zip(&self.chunks).map(|(before, (at, _))| (*at - before, *at));
-                gaps.max_by_key(|(gap, _)| *gap).map(|(_, at)| at)
-            }
-        };
-        Some(again?.saturating_duration_since(self.struck))
+        let before = std::iter::once(self.struck).chain(self.chunks.iter().map(|(at, _)| *at));
+        let gaps = before.zip(&self.chunks).map(|(before, (at, _))| (*at - before, *at));
+        let (_, again) = gaps.max_by_key(|(gap, _)| *gap)?;
+        Some(again.saturating_duration_since(self.struck))
     }
 
     /// Chunks whose making failed, and those that the numbering shows to be missing.
@@ -146,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_flow_again_with_the_first_chunk_after_the_last_trouble() {
+    fn frames_flow_again_when_the_longest_gap_ends_and_a_chunk_in_hand_is_not_taken_for_it() {
         let struck = Instant::now();
         let mut trace = Trace::new(struck);
         trace.note(struck + 50 * MS, chunk(7));
