@@ -1,7 +1,8 @@
 //! A group is poisoned once, by the first rank that aborts, fails or leaves. From then on nobody waits in it.
 
-use std::slice;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+use std::{slice, thread};
 
 use super::layout::{Layout, REASON_BYTES};
 use super::wait;
@@ -10,6 +11,10 @@ const HEALTHY: u32 = 0;
 /// The reason is being written. Whoever does so may die meanwhile, so this alone counts as poisoned.
 const POISONED: u32 = 1;
 const REASON_WRITTEN: u32 = 2;
+
+/// Writing takes microseconds, unless the writer loses its core in between. One that died never ends.
+const WRITING: Duration = Duration::from_millis(200);
+const LOOK: Duration = Duration::from_micros(50);
 
 pub(super) fn is_set(layout: &Layout) -> bool {
     layout.poison().load(Ordering::Acquire) != HEALTHY
@@ -29,9 +34,14 @@ pub(super) fn set(layout: &Layout, reason: &str) {
     wait::ring_all(layout);
 }
 
+/// Of a group that is poisoned.
 pub(super) fn reason(layout: &Layout) -> String {
-    if layout.poison().load(Ordering::Acquire) != REASON_WRITTEN {
-        return "a rank failed without leaving its reason".to_owned();
+    let give_up = Instant::now() + WRITING;
+    while layout.poison().load(Ordering::Acquire) != REASON_WRITTEN {
+        if Instant::now() >= give_up {
+            return "a rank failed without leaving its reason".to_owned();
+        }
+        thread::sleep(LOOK);
     }
     let len = (layout.reason_len().load(Ordering::Relaxed) as usize).min(REASON_BYTES);
     // SAFETY: the span holds REASON_BYTES, and nobody writes once REASON_WRITTEN is set.
