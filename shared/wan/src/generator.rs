@@ -137,9 +137,16 @@ impl Generator {
         self.check(slot, args, tp)?;
         let size = args.latents_in.size();
         let shape = [size[1], size[2], size[3], size[4]];
-        let noise =
-            BlockNoise::draw(args.base_seed, args.current_start_frame, shape, args.denoising_steps.len())?;
-        self.generate_with_noise(slot, args, &noise.renoise, tp)
+        let (seed, frame, steps) = (args.base_seed, args.current_start_frame, args.denoising_steps.len());
+        std::thread::scope(|scope| {
+            // It takes the CPU as long as a pass takes a GPU, and the first pass does without.
+            let drawing = scope.spawn(move || BlockNoise::draw(seed, frame, shape, steps));
+            let drawn = || match drawing.join() {
+                Ok(noise) => Ok(noise?.renoise),
+                Err(panic) => std::panic::resume_unwind(panic),
+            };
+            self.generate_in_slot(slot, args, drawn, tp)
+        })
     }
 
     /// As [`Self::generate`], with the noise `[F, C, H, W]` between the steps given instead of drawn from the seed.
@@ -158,6 +165,17 @@ impl Generator {
             let what = format!("{} tensors for {} steps", renoise.len(), args.denoising_steps.len());
             return Err(GenerateError::Argument { name: "renoise", what });
         }
+        let given = || Ok(renoise.iter().map(Tensor::shallow_clone).collect());
+        self.generate_in_slot(slot, args, given, tp)
+    }
+
+    fn generate_in_slot(
+        &mut self,
+        slot: usize,
+        args: &ChunkArgs,
+        renoise: impl FnOnce() -> Result<Vec<Tensor>, GenerateError>,
+        tp: &Tp,
+    ) -> Result<ChunkOutput, GenerateError> {
         let _guard = tch::no_grad_guard();
         let mut state = std::mem::take(&mut self.slots[slot]);
         let output = self.run(slot, &mut state, args, renoise, tp)?;
@@ -170,7 +188,7 @@ impl Generator {
         index: usize,
         slot: &mut Slot,
         args: &ChunkArgs,
-        renoise: &[Tensor],
+        renoise: impl FnOnce() -> Result<Vec<Tensor>, GenerateError>,
         tp: &Tp,
     ) -> Result<ChunkOutput, GenerateError> {
         let mut clock = PhaseClock::new();
@@ -178,10 +196,7 @@ impl Generator {
         let (kv, text) = self.prepare(index, slot, args, tp)?;
         clock.mark("text_keys");
 
-        // Before the first pass, while the device has nothing to do: a copy to it makes the host wait.
         let device = self.dit.options().1;
-        let placed = |noise: &Tensor| noise.f_to_device(device)?.f_view_as(args.latents_in);
-        let renoise = renoise.iter().map(placed).collect::<Result<Vec<_>, _>>()?;
         let mut latents = args.latents_in.f_to_device(device)?.f_to_kind(Kind::Float)?;
         let frames = args.latents_in.size()[1];
         if let Some(context) = args.context_frames {
@@ -200,9 +215,15 @@ impl Generator {
         let (biased, unbiased) = (attend(args.kv_cache_attention_bias), attend(1.0));
         let timesteps: Vec<f64> =
             args.denoising_steps.iter().filter_map(|step| self.timestep(*step)).collect();
+        let (mut waiting, mut renoise) = (Some(renoise), Vec::new());
         for (i, timestep) in timesteps.iter().enumerate() {
             let flow = self.dit.forward(&latents, &vec![*timestep; to_len(frames)], biased, kv, text, tp)?;
             let clean = self.scheduler.x0_from_flow(&flow, &latents, *timestep)?;
+            if let Some(renoise_now) = waiting.take() {
+                // All at once: a copy to the device makes the host wait for it.
+                let placed = |noise: &Tensor| noise.f_to_device(device)?.f_view_as(args.latents_in);
+                renoise = renoise_now()?.iter().map(placed).collect::<Result<_, _>>()?;
+            }
             latents = match (timesteps.get(i + 1), renoise.get(i)) {
                 (Some(next), Some(noise)) => self.scheduler.add_noise(&clean, noise, *next)?,
                 _ => clean,

@@ -56,7 +56,8 @@ fn golden_noncausal_intermediates() {
     solo(|tp| {
         let text = dit.text_cache_of_tokens(&text, tp).unwrap();
         for (layer, block) in dit.blocks().iter().enumerate() {
-            block.forward(&mut x, &time.e0, &text.layers()[layer], &pass, &mut cache, tp).unwrap();
+            let time = block.modulations(&time.e0).unwrap();
+            block.forward(&mut x, &time, &text.layers()[layer], &pass, &mut cache, tp).unwrap();
             check(&format!("block{layer}_out"), &x.reshape([1, -1, dim]));
         }
     });

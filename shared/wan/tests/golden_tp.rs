@@ -54,7 +54,8 @@ impl Setup {
         let e0 = self.golden.get("e0").squeeze_dim(0);
         let text = dit.text_cache_of_tokens(&self.golden.get("context"), tp).unwrap();
         self.with_pass(dit, |pass, cache| {
-            dit.blocks()[0].forward(&mut tokens, &e0, &text.layers()[0], pass, cache, tp).unwrap();
+            let time = dit.blocks()[0].modulations(&e0).unwrap();
+            dit.blocks()[0].forward(&mut tokens, &time, &text.layers()[0], pass, cache, tp).unwrap();
         });
         tokens.view_as(&x)
     }

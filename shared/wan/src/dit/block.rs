@@ -22,7 +22,15 @@ pub struct Block {
     eps: f64,
 }
 
+/// What a block does with the timesteps of a pass.
+#[derive(Debug)]
+pub struct Modulations {
+    attention: Modulation,
+    feed_forward: Modulation,
+}
+
 /// Shift, scale and gate of a modulated layer, `[T, 1, dim]` each: one row for each frame, or one for all.
+#[derive(Debug)]
 struct Modulation {
     shift: Tensor,
     /// `1 + scale`
@@ -33,6 +41,11 @@ struct Modulation {
 impl Modulation {
     /// `norm(x) * (1 + scale) + shift`, without affine norm.
     fn modulate(&self, x: &Tensor, eps: f64) -> Result<Tensor, TchError> {
+        if self.shift.size()[0] == 1 {
+            // One row for all tokens is what a norm's own affine part is: one pass over the tokens instead of two.
+            let row = |x: &Tensor| x.f_flatten(0, -1);
+            return layer_norm(x, Some((&row(&self.scale)?, &row(&self.shift)?)), eps);
+        }
         self.shift.f_addcmul(&layer_norm(x, None, eps)?, &self.scale)
     }
 
@@ -57,30 +70,33 @@ impl Block {
     }
 
     /// Modulations of self-attention and feed-forward from the projected time `[T, 6, dim]`.
-    fn modulations(&self, e0: &Tensor) -> Result<(Modulation, Modulation), TchError> {
+    ///
+    /// # Errors
+    /// The device has no memory for them.
+    pub fn modulations(&self, e0: &Tensor) -> Result<Modulations, TchError> {
         let rows = self.modulation.f_add(e0)?;
         let part = |i: i64| -> Result<Modulation, TchError> {
             let row = |j: i64| rows.f_narrow(1, 3 * i + j, 1);
             Ok(Modulation { shift: row(0)?, scale: row(1)?.f_add_scalar(1.0)?, gate: row(2)? })
         };
-        Ok((part(0)?, part(1)?))
+        Ok(Modulations { attention: part(0)?, feed_forward: part(1)? })
     }
 
-    /// Runs the block on `x` `[F, S, dim]`, in place. `e0` is the projected time `[T, 6, dim]` with `T` 1 or `F`; `text`
-    /// are this layer's cached text keys and values.
+    /// Runs the block on `x` `[F, S, dim]`, in place. `time` has one row for all frames or one for each; `text` are this
+    /// layer's cached text keys and values.
     ///
     /// # Errors
     /// A rank is gone, out of step or late; the device has no memory.
     pub fn forward(
         &self,
         x: &mut Tensor,
-        e0: &Tensor,
+        time: &Modulations,
         text: &(Tensor, Tensor),
         pass: &SelfAttentionPass,
         cache: &mut KvCache,
         tp: &Tp,
     ) -> Result<(), DitError> {
-        let (time1, time2) = self.modulations(e0)?;
+        let Modulations { attention: time1, feed_forward: time2 } = time;
         let size = x.size();
         let sequence = |t: &Tensor| t.f_reshape([1, -1, size[2]]);
 

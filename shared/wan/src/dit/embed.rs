@@ -16,39 +16,6 @@ pub struct TimeEmbedding {
     pub e0: Tensor,
 }
 
-impl TimeEmbedding {
-    fn shallow_clone(&self) -> Self {
-        Self { e: self.e.shallow_clone(), e0: self.e0.shallow_clone() }
-    }
-}
-
-/// Embedded timesteps that are kept: a schedule has a handful, and they are functions of nothing else.
-const KEPT: usize = 16;
-
-/// The embeddings of timesteps that were met lately.
-#[derive(Debug, Default)]
-pub(super) struct KnownTimes(Vec<(Vec<u64>, TimeEmbedding)>);
-
-impl KnownTimes {
-    /// As [`Embeddings::time`]. Of known ones nothing travels to the device, for which the host would have to wait.
-    pub(super) fn get(
-        &mut self,
-        embeddings: &Embeddings,
-        timesteps: &[f64],
-    ) -> Result<TimeEmbedding, TchError> {
-        let key: Vec<u64> = timesteps.iter().map(|timestep| timestep.to_bits()).collect();
-        if let Some((_, known)) = self.0.iter().find(|(known, _)| *known == key) {
-            return Ok(known.shallow_clone());
-        }
-        let made = embeddings.time(timesteps)?;
-        if self.0.len() == KEPT {
-            drop(self.0.remove(0));
-        }
-        self.0.push((key, made.shallow_clone()));
-        Ok(made)
-    }
-}
-
 /// Cosines, then sines, of `t * 10000^(-i / half)`: `[T, freq_dim]` f32, computed in f64.
 ///
 /// # Errors

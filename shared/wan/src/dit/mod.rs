@@ -15,6 +15,7 @@ mod load;
 pub mod mask;
 mod model;
 pub mod norm;
+mod times;
 mod tp;
 
 pub use cache::{KvCache, KvCacheSpec, KvPlan, TextCache};

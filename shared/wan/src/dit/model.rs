@@ -5,8 +5,9 @@ use tch::{Device, Kind, Tensor};
 use super::attention::SelfAttentionPass;
 use super::block::Block;
 use super::cache::{KvCache, KvCacheSpec, TextCache};
-use super::embed::{Embeddings, Head, KnownTimes};
+use super::embed::{Embeddings, Head};
 use super::load::{Loader, Shard};
+use super::times::Times;
 use super::{DitError, Tp, mask};
 use crate::config::DitConfig;
 use crate::rope::Rope;
@@ -32,7 +33,7 @@ pub struct CausalDit {
     blocks: Vec<Block>,
     head: Head,
     rope: Rope,
-    times: KnownTimes,
+    times: Times,
     forwards: u64,
 }
 
@@ -62,7 +63,7 @@ impl CausalDit {
             blocks: blocks.collect::<Result<_, _>>()?,
             head: Head::load(config, &loader)?,
             rope: Rope::new(config.head_dim(), device),
-            times: KnownTimes::default(),
+            times: Times::default(),
             forwards: 0,
         })
     }
@@ -169,9 +170,9 @@ impl CausalDit {
         // Streaming gives all frames the same timestep: one row then serves them all.
         let shared = timesteps.windows(2).all(|pair| pair[0].to_bits() == pair[1].to_bits());
         let timesteps = if shared { &timesteps[..1] } else { timesteps };
-        let time = self.times.get(&self.embeddings, timesteps)?;
-        for (block, text) in self.blocks.iter().zip(&text.layers) {
-            block.forward(&mut x, &time.e0, text, &pass, cache, tp)?;
+        let time = self.times.get(&self.embeddings, &self.blocks, timesteps)?;
+        for ((block, time), text) in self.blocks.iter().zip(&time.blocks).zip(&text.layers) {
+            block.forward(&mut x, time, text, &pass, cache, tp)?;
         }
         let flow = self.head.forward(&x, &time.e, rows, columns)?;
         cache.commit(&plan);
