@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use contract::subjects::{self, Ops};
-use contract::{CellId, InstanceId, MeshEpoch, Rank, SessionId};
+use contract::{CellId, Incarnation, InstanceId, MeshEpoch, Rank, SessionId};
 use xtask::layout::Layout;
 use xtask::setup::credentials::USERS;
 
@@ -124,6 +124,25 @@ fn only_the_leader_touches_its_bucket() {
     assert_directions(&key, &["leader"], &[]);
     assert_directions(&create, &["leader"], &[]);
     assert_directions("$JS.API.STREAM.DELETE.KV_other", &[], &[]);
+}
+
+#[test]
+fn only_stage0_touches_what_sessions_leave() {
+    let (bucket, session) = (subjects::CONTINUATION_BUCKET, SessionId::random());
+    let head = subjects::continuation_head(session);
+    let part = subjects::continuation_part(session, Incarnation(3), 1, 0);
+
+    for key in [head, part] {
+        assert_directions(&format!("$KV.{bucket}.{key}"), &["stage0"], &[]);
+        let get = format!("$JS.API.DIRECT.GET.KV_{bucket}.$KV.{bucket}.{key}");
+        assert_directions(&get, &["stage0"], &[]);
+    }
+    for verb in ["CREATE", "INFO"] {
+        assert_directions(&format!("$JS.API.STREAM.{verb}.KV_{bucket}"), &["stage0"], &[]);
+    }
+    for verb in ["DELETE", "PURGE", "UPDATE"] {
+        assert_directions(&format!("$JS.API.STREAM.{verb}.KV_{bucket}"), &[], &[]);
+    }
 }
 
 #[test]

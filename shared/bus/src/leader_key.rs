@@ -4,17 +4,17 @@
 //! epochs do. A renewal writes a new revision and leaves the epoch as it is. A key whose revision does not change for
 //! its TTL, as seen by whoever wants it, belongs to a dead leader and can be taken over.
 
-use std::future::Future;
 use std::time::{Duration, Instant};
 
+use async_nats::jetstream::Context;
 use async_nats::jetstream::kv::{Config, CreateErrorKind, Entry, Operation, Store, UpdateErrorKind};
 use async_nats::jetstream::stream::StorageType;
-use async_nats::jetstream::{Context, context::CreateKeyValueErrorKind};
 use bytes::Bytes;
 use contract::{Budget, CellId, Deadline, Error, InstanceId, MeshEpoch, Reason, codec, subjects};
 use serde::{Deserialize, Serialize};
-use tokio::time::{sleep, timeout_at};
+use tokio::time::sleep;
 
+use crate::bucket::{self, bounded};
 use crate::wire;
 
 /// Bound on one JetStream call while taking.
@@ -159,9 +159,6 @@ impl Claim {
 }
 
 async fn open_bucket(js: &Context) -> Result<Store, Error> {
-    if let Ok(store) = js.get_key_value(subjects::LEADER_BUCKET).await {
-        return Ok(store);
-    }
     let config = Config {
         bucket: subjects::LEADER_BUCKET.to_owned(),
         description: "who leads each cell; the revision is the mesh epoch".to_owned(),
@@ -170,12 +167,7 @@ async fn open_bucket(js: &Context) -> Result<Store, Error> {
         storage: StorageType::File,
         ..Config::default()
     };
-    js.create_key_value(config).await.map_err(|e| match e.kind() {
-        CreateKeyValueErrorKind::TimedOut => {
-            Error::new(Reason::BrokerUnavailable, "JetStream did not answer").detail(e.to_string())
-        }
-        _ => broker(&e),
-    })
+    bucket::open(js, config).await
 }
 
 async fn read(store: &Store, key: &str) -> Result<Option<Entry>, Error> {
@@ -196,12 +188,6 @@ fn call_deadline() -> Deadline {
     Deadline::after(Instant::now(), CALL)
 }
 
-async fn bounded<F: Future>(deadline: Deadline, call: F) -> Result<F::Output, Error> {
-    timeout_at(deadline.at().into(), call)
-        .await
-        .map_err(|_| Error::new(Reason::BudgetSpent, "JetStream did not answer in time"))
-}
-
 fn broker(error: &dyn std::error::Error) -> Error {
-    Error::new(Reason::BrokerUnavailable, "JetStream refused the leader's key").detail(error.to_string())
+    bucket::refused(subjects::LEADER_BUCKET, error)
 }

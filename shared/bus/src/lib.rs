@@ -1,5 +1,6 @@
 //! The NATS client of every service: requests that carry their time left, endpoints that refuse expired work before
-//! it starts, services that anyone can discover (ADR-32), and the leader's claim in JetStream.
+//! it starts, services that anyone can discover (ADR-32), and in JetStream the leader's claim and what sessions need to go
+//! on elsewhere.
 //!
 //! What holds, whatever the broker does:
 //! - Nothing is published while disconnected: the caller gets `broker_unavailable` at once.
@@ -11,10 +12,12 @@
 //! without a user), for replies and for the marker that [`Bus::subscribe`] waits for; publish on the inboxes of whoever
 //! asks it; and subscribe on `$SRV.>` when it registers a [`Service`].
 
+mod bucket;
 mod bus;
 pub mod census;
 mod config;
 mod connect;
+pub mod continuations;
 mod discovery;
 mod endpoint;
 mod handle;

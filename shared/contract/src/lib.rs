@@ -5,6 +5,7 @@
 
 pub mod budget;
 pub mod codec;
+pub mod continuation;
 pub mod envelope;
 pub mod error;
 pub mod event;

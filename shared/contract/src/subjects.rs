@@ -1,11 +1,13 @@
 //! Every NATS subject. No other file of the product holds a subject literal.
 
-use crate::ids::{CellId, InstanceId, MeshEpoch, Rank, SessionId};
+use crate::ids::{CellId, Incarnation, InstanceId, MeshEpoch, Rank, SessionId};
 
 /// Prefix of all subjects, with the version of the contract.
 pub const ROOT: &str = "km.v1";
 /// JetStream key-value bucket that holds `leader.{cell}`.
 pub const LEADER_BUCKET: &str = "kinemesh_leaders";
+/// JetStream key-value bucket that holds what sessions need to go on elsewhere.
+pub const CONTINUATION_BUCKET: &str = "kinemesh_sessions";
 
 #[must_use]
 pub fn session_create(cell: &CellId) -> String {
@@ -114,4 +116,16 @@ pub fn ops(cell: &CellId, verb: Ops) -> String {
 #[must_use]
 pub fn leader_key(cell: &CellId) -> String {
     format!("leader.{cell}")
+}
+
+/// Key of a session's [`crate::continuation::ContinuationHead`] in [`CONTINUATION_BUCKET`].
+#[must_use]
+pub fn continuation_head(session: SessionId) -> String {
+    format!("session.{session}")
+}
+
+/// Key of one part of a state that life `incarnation` of the session wrote.
+#[must_use]
+pub fn continuation_part(session: SessionId, incarnation: Incarnation, set: u8, part: u32) -> String {
+    format!("session.{session}.{incarnation}.{set}.{part}")
 }

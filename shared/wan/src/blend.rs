@@ -8,7 +8,7 @@ mod blender;
 mod transition;
 
 pub use blender::Blender;
-pub use transition::Transition;
+pub use transition::{Transition, Walk};
 
 /// Below this angle (radians) a row is blended linearly: there the arc is a line, and the sine of its angle divides.
 const PARALLEL: f64 = 1e-4;

@@ -1,6 +1,6 @@
 //! Which embedding conditions the next chunk.
 
-use super::{Interpolation, Transition};
+use super::{Interpolation, Transition, Walk};
 use tch::Tensor;
 
 /// The conditioning of one session over its chunks: a current embedding, and a transition where one is running.
@@ -16,6 +16,19 @@ impl Blender {
     /// Starts at an embedding; the first [`advance`](Self::advance) reports it as changed.
     pub fn new(embedding: &Tensor) -> Self {
         Self { current: embedding.shallow_clone(), transition: None, unseen: true }
+    }
+
+    /// Where another blender was: at `heading`, or on the `walk` to it. As with [`new`](Self::new), the first embedding is
+    /// reported as changed.
+    pub fn resume(heading: &Tensor, walk: Option<&Walk>) -> Self {
+        let transition = walk.and_then(|walk| Transition::resume(walk, heading));
+        let current = transition.as_ref().map_or_else(|| heading.shallow_clone(), Transition::last);
+        Self { current, transition, unseen: true }
+    }
+
+    /// The transition that is running, for [`resume`](Self::resume).
+    pub fn walk(&self) -> Option<Walk> {
+        self.transition.as_ref().map(Transition::walk)
     }
 
     /// Goes to an embedding with the next chunk and drops a running transition. An equal embedding changes nothing.

@@ -20,6 +20,15 @@ pub struct Transition {
     interpolation: Interpolation,
 }
 
+/// How far a walk has come. Its target is not part of it.
+#[derive(Debug)]
+pub struct Walk {
+    pub source: Tensor,
+    pub steps: u32,
+    pub taken: u32,
+    pub interpolation: Interpolation,
+}
+
 impl Transition {
     /// `None` where there is nothing to walk: no steps, or source and target are nearer than 0.01. The caller then takes
     /// the target at once.
@@ -31,19 +40,35 @@ impl Transition {
         Some(Self { source, target, steps, taken: 0, interpolation })
     }
 
+    /// Goes on with a walk that was under way to `target`; `None` if it was at its end.
+    pub(super) fn resume(walk: &Walk, target: &Tensor) -> Option<Self> {
+        let (source, target) = (walk.source.shallow_clone(), target.shallow_clone());
+        let Walk { steps, taken, interpolation, .. } = *walk;
+        (taken < steps).then_some(Self { source, target, steps, taken, interpolation })
+    }
+
+    pub(super) fn walk(&self) -> Walk {
+        let Self { steps, taken, interpolation, .. } = *self;
+        Walk { source: self.source.shallow_clone(), steps, taken, interpolation }
+    }
+
     /// The embedding of the next step; the target again once [`finished`](Self::finished).
     #[expect(clippy::should_implement_trait, reason = "it never ends: past its steps it stays at the target")]
     pub fn next(&mut self) -> Tensor {
-        let step = self.taken;
         self.taken = self.steps.min(self.taken + 1);
-        if step + 1 >= self.steps {
-            return self.target.shallow_clone();
+        self.last()
+    }
+
+    /// The embedding of the last step taken; the source before the first one.
+    pub(super) fn last(&self) -> Tensor {
+        match self.taken {
+            taken if taken == self.steps => self.target.shallow_clone(),
+            0 | 1 => self.source.shallow_clone(),
+            taken => {
+                let t = f64::from(taken - 1) / f64::from(self.steps - 1);
+                interpolate(&self.source, &self.target, t, self.interpolation)
+            }
         }
-        if step == 0 {
-            return self.source.shallow_clone();
-        }
-        let t = f64::from(step) / f64::from(self.steps - 1);
-        interpolate(&self.source, &self.target, t, self.interpolation)
     }
 
     /// Whether the target has been given.
