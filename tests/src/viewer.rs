@@ -11,7 +11,8 @@ use contract::session::{
     Control, ControlReply, CreateSession, ParametersAccepted, SessionCreated, UpdateParameters,
 };
 use contract::{
-    Budget, CONTRACT_VERSION, CellId, ChunkIndex, Deadline, Error, Incarnation, Reason, SessionId, subjects,
+    Budget, CONTRACT_VERSION, CellId, ChunkIndex, Deadline, Digest, Error, Incarnation, Reason, SessionId,
+    subjects,
 };
 use serde_json::Value;
 
@@ -52,10 +53,12 @@ pub fn creation(json: &Value) -> CreateSession {
         version: CONTRACT_VERSION,
         session: SessionId::random(),
         incarnation: Incarnation(1),
+        resume: Digest::of(&[b"a test's token"]),
         size: None,
         codec: VideoCodec::H264,
         bitrate_kbps: 1500,
         parameters: parameters(json),
+        update: 0,
     }
 }
 
@@ -89,16 +92,21 @@ impl Viewer {
     pub async fn recreate(&mut self) -> bool {
         self.request.incarnation = self.request.incarnation.next();
         let subject = subjects::session_create(&self.cell);
-        wait::until("the session's next life", PATIENCE, || async {
+        let created = wait::until("the session's next life", PATIENCE, || async {
             let created: Result<SessionCreated, Error> =
                 self.bus.request(&subject, &self.request, deadline(Budget::from_secs(5))).await;
             match created {
-                Ok(_) => Some(true),
-                Err(error) if error.reason == Reason::SessionExists => Some(false),
+                Ok(created) => Some(Some(created)),
+                Err(error) if error.reason == Reason::SessionExists => Some(None),
                 Err(_) => None,
             }
         })
-        .await
+        .await;
+        if let Some(created) = created {
+            self.created = created;
+            return true;
+        }
+        false
     }
 
     /// Opens a session with these parameters.
@@ -107,6 +115,15 @@ impl Viewer {
     /// If stage0 refuses.
     pub async fn open(bus: &Bus, cell: &CellId, json: &Value) -> Self {
         Self::create(bus, cell, creation(json)).await.expect("a session")
+    }
+
+    /// Asks for another life of the session, as a gateway does whose stage0 died.
+    ///
+    /// # Errors
+    /// What stage0 answers.
+    pub async fn again(self, cell: &CellId) -> Result<Self, Error> {
+        let incarnation = self.created.incarnation.next();
+        Self::create(&self.bus, cell, CreateSession { incarnation, ..self.request }).await
     }
 
     /// # Errors
@@ -126,7 +143,7 @@ impl Viewer {
         self.bus.request(&subject, &control, deadline(Budget::from_secs(1))).await
     }
 
-    /// The next event of the session.
+    /// The next event of this life of the session.
     ///
     /// # Panics
     /// If none comes.
@@ -134,7 +151,7 @@ impl Viewer {
         self.event_at().await.1
     }
 
-    /// The next event of the session, and when it came. No event is lost if this is dropped.
+    /// The next event of this life of the session, and when it came. No event is lost if this is dropped.
     ///
     /// # Panics
     /// If none comes.
@@ -149,7 +166,10 @@ impl Viewer {
             match tokio::time::timeout(WATCHING, self.events.next()).await {
                 Ok(inbound) => {
                     let inbound = inbound.expect("a subscription that lives");
-                    return (inbound.received, inbound.decode::<SessionEvent>().expect("an event").event);
+                    let message: SessionEvent = inbound.decode().expect("an event");
+                    if message.incarnation >= self.created.incarnation {
+                        return (inbound.received, message.event);
+                    }
                 }
                 Err(_) => assert!(asked.elapsed() < PATIENCE, "no event within {PATIENCE:?}"),
             }

@@ -38,6 +38,7 @@ impl Default for Config {
 #[serde(default)]
 pub struct GatewayConfig {
     pub max_sessions: usize,
+    pub recovery_s: u64,
     pub token_file: Option<PathBuf>,
     pub allowed_origins: Vec<String>,
     pub max_body_bytes: usize,
@@ -49,6 +50,7 @@ impl Default for GatewayConfig {
         let loopback = ["http://localhost:*", "http://127.0.0.1:*", "http://[::1]:*"];
         Self {
             max_sessions: 16,
+            recovery_s: 120,
             token_file: None,
             allowed_origins: loopback.map(str::to_owned).to_vec(),
             max_body_bytes: 65_536,
@@ -126,6 +128,10 @@ impl Config {
 impl ServiceConfig for Config {
     const DOCS: &'static [(&'static str, &'static str)] = &[
         ("gateway.max_sessions", "sessions at a time; more are refused with 429"),
+        (
+            "gateway.recovery_s",
+            "how long a stream waits, standing still, for a broker or a stage0 that is gone; then it ends with an error",
+        ),
         ("gateway.token_file", "file whose first line every /api request must bring as a bearer token"),
         (
             "gateway.allowed_origins",

@@ -179,6 +179,9 @@ stream.addEventListener('message', ({ detail: message }) => {
     case 'session_state':
       sessionState(message);
       break;
+    case 'continued':
+      continued(message);
+      break;
     case 'error':
       if (message.refused) {
         wishes.refused();
@@ -211,6 +214,13 @@ function sessionState({ state, error }) {
   showPaused();
   hideNotice();
   if (stream.live) STATES.live();
+}
+
+/** Another process makes the stream now: say what that cost. */
+function continued({ restored, lost_chunks: lost }) {
+  if (!restored) receipts.note('the story starts over: its last state was lost');
+  else if (lost > 0) receipts.note(`the stream goes on; ${lost} ${lost === 1 ? 'chunk was' : 'chunks were'} lost`);
+  else receipts.note('the stream goes on');
 }
 
 // Token -----------------------------------------------------------------------------------------------------------

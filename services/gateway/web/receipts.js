@@ -90,6 +90,11 @@ export class Receipts {
     this.#say('sent', same ? `in the picture after ${ms(timings.parameter_to_packet_us)}` : 'in the picture');
   }
 
+  /** Something that happened to the stream. */
+  note(text) {
+    this.#say('sent', text, true);
+  }
+
   /** A new session knows nothing of what was under way. */
   forget() {
     [this.#unanswered, this.#accepted] = [[], []];

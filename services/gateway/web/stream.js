@@ -33,6 +33,8 @@ export class Stream extends EventTarget {
   #connection = null;
   #channel = null;
   #session = null;
+  /** The right to go on with the session in another connection, for as long as it has not ended. */
+  #resume = null;
   #wake = null;
   /** The gateway's life that this connection belongs to. */
   #instance = null;
@@ -125,7 +127,11 @@ export class Stream extends EventTarget {
       } catch (reason) {
         if (played) [attempt, pause] = [1, RETRIES_MS[0]];
         else pause = Math.max(pause, reason.retryAfterMs ?? RETRIES_MS[1]);
-        const { error = { message: reason.message }, status } = reason;
+        const { error = { message: reason.message } } = reason;
+        // The next try begins a session of its own.
+        const lapsed = this.#resume !== null && error.reason === 'bad_token';
+        if (lapsed) this.#resume = null;
+        const status = lapsed ? undefined : reason.status;
         this.#tell('state', { state: played ? 'reconnecting' : 'failed', error, status, retry: pause });
       }
       this.#close();
@@ -173,8 +179,10 @@ export class Stream extends EventTarget {
     connection.addTransceiver('video', { direction: 'recvonly' });
     await connection.setLocalDescription();
     const { sdp, type } = connection.localDescription;
-    const answer = await api.offer({ sdp, type, initialParameters: this.#initial() });
+    const resume = this.#resume ? { resumeToken: this.#resume } : {};
+    const answer = await api.offer({ sdp, type, initialParameters: this.#initial(), ...resume });
     this.#session = answer.sessionId;
+    this.#resume = answer.resumeToken;
     await connection.setRemoteDescription({ type: answer.type, sdp: answer.sdp });
     if (early.length) this.#trickle(early);
     await over;
@@ -204,6 +212,7 @@ export class Stream extends EventTarget {
       const message = JSON.parse(data);
       if (message.type === 'stream_stopped') {
         this.#last = new Over(message.error_message ?? 'the stream ended', message.error);
+        this.#resume = null;
         end(this.#last);
         return;
       }

@@ -120,18 +120,26 @@ pub(crate) fn kind(dtype: Dtype) -> Kind {
     }
 }
 
-/// Identity of a tensor's bytes, shape and dtype.
+/// A tensor's values as they lie in memory, row by row: little-endian on every machine we run on.
 ///
 /// # Errors
 /// `bad_dtype` for one that no link carries.
-pub(crate) fn digest(tensor: &Tensor) -> Result<Digest, Error> {
+pub(crate) fn bytes(tensor: &Tensor) -> Result<(Dtype, Vec<u8>), Error> {
     let tensor = tensor.to_device(tch::Device::Cpu).contiguous();
     let dtype = dtype(TensorKey::LatentsOut, tensor.kind())?;
     let mut bytes = vec![0u8; tensor.numel() * dtype.bytes()];
-    // Both dtypes are copied as they lie in memory: the bytes are little-endian on every machine we run on.
     tensor
         .f_copy_data_u8(&mut bytes, tensor.numel())
         .map_err(|e| Error::new(Reason::Internal, "a tensor could not be read").detail(e.to_string()))?;
+    Ok((dtype, bytes))
+}
+
+/// Identity of a tensor's bytes, shape and dtype.
+///
+/// # Errors
+/// As [`bytes`].
+pub(crate) fn digest(tensor: &Tensor) -> Result<Digest, Error> {
+    let (dtype, bytes) = bytes(tensor)?;
     let shape: Vec<u8> = tensor.size().iter().flat_map(|n| n.to_le_bytes()).collect();
     Ok(Digest::of(&[dtype.as_str().as_bytes(), &shape, &bytes]))
 }

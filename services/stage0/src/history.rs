@@ -54,6 +54,12 @@ impl History {
         }
     }
 
+    /// Goes on with a history that another life of the session had brought to `current_start_frame`: the mesh's slot holds
+    /// nothing of it, and whatever that life had under way must not be taken for ours.
+    pub(crate) fn resume(model: &ModelInfo, cache_epoch: CacheEpoch, current_start_frame: u64) -> Self {
+        Self { cache_epoch: cache_epoch.next(), current_start_frame, ..Self::new(model) }
+    }
+
     pub(crate) fn next(&self) -> Position {
         Position {
             chunk_index: ChunkIndex(self.current_start_frame / self.frames_per_chunk),
@@ -190,6 +196,21 @@ pub(crate) mod tests {
         assert!(next.cache_epoch > before.cache_epoch && next.init_cache);
         history.completed();
         assert!(!history.next().init_cache);
+    }
+
+    #[test]
+    fn a_history_that_is_resumed_goes_on_where_it_was_in_a_new_cache_epoch() {
+        for chunk in 1..9 {
+            let before = at(chunk).next();
+            let resumed = History::resume(&model(), before.cache_epoch, before.current_start_frame).next();
+            let after_a_fault = {
+                let mut history = at(chunk);
+                history.interrupted();
+                history.next()
+            };
+            assert_eq!(resumed, after_a_fault);
+            assert_eq!((resumed.chunk_index, resumed.context), (before.chunk_index, before.context));
+        }
     }
 
     #[test]

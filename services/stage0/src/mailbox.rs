@@ -28,8 +28,12 @@ pub(crate) enum Ending {
     /// Somebody asked for it: the words are theirs.
     Asked(String),
     NobodyWatches,
-    /// The process stops or drains.
+    /// The process drains.
     Process(Error),
+    /// The process goes away, the session need not: another one may go on with it.
+    HandOver(Error),
+    /// A later life of the session has begun; it does the talking.
+    Superseded,
 }
 
 struct State {
@@ -46,10 +50,10 @@ pub(crate) struct Mailbox {
 }
 
 impl Mailbox {
-    /// Holds the parameters that the session is created with, as update 0.
-    pub(crate) fn new(initial: Parameters, patience: Patience, now: Instant) -> Self {
+    /// Holds the parameters that the session is created with; they contain all updates up to number `update`.
+    pub(crate) fn new(initial: Parameters, update: u64, patience: Patience, now: Instant) -> Self {
         let paused = initial.paused == Some(true);
-        let waiting = Drained { parameters: initial, update: 0, arrived: Some(now) };
+        let waiting = Drained { parameters: initial, update, arrived: Some(now) };
         let viewers = Viewers::new(patience, now);
         let state = State { waiting, paused, viewers, outcome: None, ending: None };
         Self { state: Mutex::new(state), changed: Condvar::new() }
@@ -87,6 +91,11 @@ impl Mailbox {
     /// Somebody watches.
     pub(crate) fn viewer(&self, now: Instant) {
         self.put(|state| state.viewers.seen(now));
+    }
+
+    /// Whether somebody who watches can say so.
+    pub(crate) fn can_hear(&self, hears: bool, now: Instant) {
+        self.put(|state| state.viewers.can_hear(hears, now));
     }
 
     /// Nobody has watched for so long that the session makes nothing.
@@ -176,7 +185,7 @@ mod tests {
         Patience { pause_after: Duration::from_secs(10), end_after: Duration::from_secs(60) };
 
     fn mailbox() -> Mailbox {
-        Mailbox::new(Parameters::default(), PATIENCE, Instant::now())
+        Mailbox::new(Parameters::default(), 0, PATIENCE, Instant::now())
     }
 
     fn seed(seed: u64) -> Parameters {

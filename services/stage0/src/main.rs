@@ -10,6 +10,7 @@ mod envelope;
 mod events;
 mod heartbeat;
 mod history;
+mod keeper;
 mod mailbox;
 mod media;
 mod mesh_client;
@@ -24,6 +25,7 @@ mod session;
 mod sessions;
 mod settings;
 mod status;
+mod stored;
 mod studio;
 mod telemetry;
 

@@ -5,10 +5,13 @@
 
 use std::collections::VecDeque;
 
+use contract::continuation::{StoredConditioning, StoredTransition};
 use contract::error::Error;
 use contract::params::{Interpolation, Parameters, Prompt};
 use tch::Tensor;
-use wan::blend::{self, Blender};
+use wan::blend::{self, Blender, Walk};
+
+use crate::stored;
 
 /// Encoded texts kept by a session.
 const KEPT: usize = 32;
@@ -46,6 +49,45 @@ impl PromptState {
         let interpolation = initial.prompt_interpolation_method.unwrap_or_default();
         let mut encoded = Encoded::default();
         let blender = Blender::new(&encoded.blend(&prompts, interpolation, encode)?);
+        Ok(Self { blender, prompts, interpolation, encoded })
+    }
+
+    /// Where it stands, for [`restore`](Self::restore). No embedding is in it but the source of a running transition: what
+    /// texts encode to can be had again.
+    ///
+    /// # Errors
+    /// The source cannot be read.
+    pub(crate) fn stored(&self) -> Result<StoredConditioning, Error> {
+        let transition = self.blender.walk().map(|walk| -> Result<_, Error> {
+            Ok(StoredTransition {
+                source: stored::tensor(&walk.source)?,
+                steps: walk.steps,
+                taken: walk.taken,
+                interpolation: match walk.interpolation {
+                    blend::Interpolation::Linear => Interpolation::Linear,
+                    blend::Interpolation::Slerp => Interpolation::Slerp,
+                },
+            })
+        });
+        let (prompts, interpolation) = (self.prompts.clone(), self.interpolation);
+        Ok(StoredConditioning { prompts, interpolation, transition: transition.transpose()? })
+    }
+
+    /// Goes on from there.
+    ///
+    /// # Errors
+    /// A text cannot be encoded, or the stored source is no embedding.
+    pub(crate) fn restore(stored: &StoredConditioning, encode: Encode) -> Result<Self, Error> {
+        let (prompts, interpolation) = (stored.prompts.clone(), stored.interpolation);
+        let mut encoded = Encoded::default();
+        let heading = encoded.blend(&prompts, interpolation, encode)?;
+        let walk = stored.transition.as_ref().map(|transition| -> Result<_, Error> {
+            let source = stored::shaped(&transition.source, &heading.size())?;
+            let source = source.to_device(heading.device()).to_kind(heading.kind());
+            let (steps, taken) = (transition.steps, transition.taken);
+            Ok(Walk { source, steps, taken, interpolation: method(transition.interpolation) })
+        });
+        let blender = Blender::resume(&heading, walk.transpose()?.as_ref());
         Ok(Self { blender, prompts, interpolation, encoded })
     }
 
@@ -213,6 +255,45 @@ mod tests {
             let back = state.apply(&prompts("a fox"), &mut |text| texts.encode(text)).unwrap();
             assert_eq!(back.prompts, Some(list("a fox")));
         }
+    }
+
+    #[test]
+    fn a_restored_state_gives_the_embeddings_that_the_first_one_would_have_given() {
+        for (steps, taken) in [(1, 0), (5, 0), (5, 1), (5, 2), (5, 4), (5, 5), (5, 7)] {
+            let (mut state, mut texts) = started("a fox");
+            state.apply(&transition("an owl", steps), &mut |text| texts.encode(text)).unwrap();
+            (0..taken).for_each(|_| drop(state.advance()));
+            let mut restored =
+                PromptState::restore(&state.stored().unwrap(), &mut |text| texts.encode(text)).unwrap();
+            // Turning round in the middle starts from where it is.
+            let mut turned =
+                PromptState::restore(&state.stored().unwrap(), &mut |text| texts.encode(text)).unwrap();
+            for _ in 0..6 {
+                let (first, second) = (state.advance(), restored.advance());
+                assert!(first.embedding.equal(&second.embedding), "{steps} steps, {taken} taken");
+                assert_eq!(first.transition_active, second.transition_active);
+            }
+            let (mut state, mut texts) = started("a fox");
+            state.apply(&transition("an owl", steps), &mut |text| texts.encode(text)).unwrap();
+            (0..taken).for_each(|_| drop(state.advance()));
+            for state in [&mut state, &mut turned] {
+                state.apply(&transition("a crow", 3), &mut |text| texts.encode(text)).unwrap();
+            }
+            for _ in 0..3 {
+                assert!(state.advance().embedding.equal(&turned.advance().embedding), "turned at {taken}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_stored_source_of_another_shape_is_refused() {
+        let (mut state, mut texts) = started("a fox");
+        state.apply(&transition("an owl", 5), &mut |text| texts.encode(text)).unwrap();
+        let mut stored = state.stored().unwrap();
+        let source = &mut stored.transition.as_mut().unwrap().source;
+        source.shape = vec![1, 4, 3];
+        let error = PromptState::restore(&stored, &mut |text| texts.encode(text)).unwrap_err();
+        assert_eq!(error.reason, Reason::BadShape);
     }
 
     #[test]

@@ -101,10 +101,12 @@ async fn serve(context: &Context<Config>) -> Result<Option<Running>, Outcome> {
         model,
         studio,
         mesh,
+        control: bus.clone(),
         media,
         service: service.clone(),
     };
     let sessions = Sessions::new(making, events_in);
+    tokio::spawn(shutdown.token().run_until_cancelled_owned(sessions.clone().follow(bus.state())));
     let of = sessions.clone();
     let create = move |_, request: CreateSession| {
         let sessions = of.clone();
@@ -134,7 +136,7 @@ impl Running {
     async fn stop(self, context: &Context<Config>) {
         let why = context.shutdown.reason().unwrap_or("asked to");
         context.readiness.set_waiting("stopping");
-        let ended = self.sessions.close(&Error::new(Reason::SessionEnded, format!("stage0 stops: {why}")));
+        let ended = self.sessions.hand_over(&Error::new(Reason::Recovering, format!("stage0 stops: {why}")));
         info!(sessions = ended.len(), why, "stopping");
         self.sessions.none_left(FAREWELL).await;
         // The last sender of events went with the last session.

@@ -4,7 +4,9 @@
 //! comes before that call.
 
 mod chunk;
+mod faults;
 mod report;
+mod resume;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -15,11 +17,13 @@ use contract::event::{Event, SessionState};
 use contract::ids::SessionSlot;
 use contract::model::ModelInfo;
 use contract::params::Parameters;
+use tch::Tensor;
 use tracing::{info, info_span, warn};
 use wan::vae::DecoderStream;
 
 use crate::events::Events;
 use crate::history::History;
+use crate::keeper::Keeper;
 use crate::mailbox::{Ending, Mailbox};
 use crate::media::Stream;
 use crate::mesh_client::MeshHandle;
@@ -28,12 +32,12 @@ use crate::pacer::RateMeter;
 use crate::prompt::PromptState;
 use crate::settings::Settings;
 use crate::studio::Studio;
-use chunk::{Arrived, Started};
+use chunk::{Arrived, Decoding, Started};
+use faults::Faults;
+use resume::Beginning;
 
 pub(crate) use report::Shown;
-
-/// Failed calls in a row that end a session.
-const FAULTS: u32 = 3;
+pub(crate) use resume::Past;
 
 /// Everything a session works with.
 pub(crate) struct Parts {
@@ -43,6 +47,8 @@ pub(crate) struct Parts {
     pub studio: Studio,
     pub mesh: MeshHandle,
     pub mailbox: Arc<Mailbox>,
+    pub past: Past,
+    pub keeper: Keeper,
     pub output: Output,
     pub events: Events,
     pub shown: Shown,
@@ -77,17 +83,23 @@ pub(crate) fn run(parts: Parts) {
     let _entered = span.enter();
     // libtorch counts its threads per calling thread.
     tch::set_num_threads(parts.threads);
-    let stop =
-        match catch_unwind(AssertUnwindSafe(|| Session::new(parts).and_then(|mut session| session.stream())))
-        {
-            Ok(Ok(never)) => match never {},
-            Ok(Err(stop)) => stop,
-            Err(panic) => Stop::Fault(
-                Error::new(Reason::Internal, "the session failed")
-                    .detail(panic_text(panic.as_ref()).to_owned()),
-            ),
-        };
+    let mut session = Session::new(parts);
+    let stop = match catch_unwind(AssertUnwindSafe(|| session.stream())) {
+        Ok(Ok(never)) => match never {},
+        Ok(Err(stop)) => stop,
+        Err(panic) => Stop::Fault(
+            Error::new(Reason::Internal, "the session failed").detail(panic_text(panic.as_ref()).to_owned()),
+        ),
+    };
+    let Parts { keeper, output, .. } = session.parts;
+    // Nothing more is shown once the end is told.
+    drop(output);
     let error = match stop {
+        Stop::Ending(Ending::Superseded) => return info!("a later life of the session has begun"),
+        Stop::Ending(Ending::HandOver(error)) => {
+            info!(%error, "the session is left to whoever goes on with it");
+            return events.state(SessionState::Recovering, Some(&error));
+        }
         Stop::Ending(Ending::Asked(reason)) => {
             info!(reason, "the session ended");
             None
@@ -99,6 +111,7 @@ pub(crate) fn run(parts: Parts) {
         warn!(%error, detail = error.detail, "the session ended");
     }
     shown.state(SessionState::Ended);
+    keeper.forget();
     events.state(SessionState::Ended, error.as_ref());
 }
 
@@ -113,33 +126,47 @@ struct Session {
     settings: Settings,
     prompts: Option<PromptState>,
     decoder: DecoderStream,
+    /// Of the first call, where another life of the session went before.
+    context: Option<Tensor>,
     rate: RateMeter,
     state: SessionState,
-    faults: u32,
+    faults: Faults,
     transition_active: bool,
     /// Under which of the mesh's leases the history was made so far.
     attachment: u64,
+    /// Highest update number merged so far.
+    update: u64,
 }
 
 impl Session {
-    fn new(parts: Parts) -> Result<Self, Stop> {
-        parts.events.state(SessionState::Starting, None);
-        Ok(Self {
+    fn new(parts: Parts) -> Self {
+        Self {
             history: History::new(&parts.model),
             settings: Settings::new(&parts.model),
             prompts: None,
             decoder: DecoderStream::new(),
+            context: None,
             rate: RateMeter::default(),
             state: SessionState::Starting,
-            faults: 0,
+            faults: Faults::default(),
             transition_active: false,
             attachment: parts.mesh.view().attachment,
+            update: 0,
             parts,
-        })
+        }
+    }
+
+    /// Goes on where the life before left off, if there was one.
+    fn begin(&mut self) {
+        self.parts.events.state(SessionState::Starting, None);
+        let Beginning { history, settings, prompts, decoder, context } = Beginning::of(&self.parts);
+        (self.history, self.settings, self.prompts) = (history, settings, prompts);
+        (self.decoder, self.context) = (decoder, context);
     }
 
     /// The chunk loop. Never more than two chunks are in hand: one that the mesh makes, one that is decoded.
     fn stream(&mut self) -> Result<std::convert::Infallible, Stop> {
+        self.begin();
         let mut arrived: Option<Arrived> = None;
         loop {
             // With a reset waiting, nobody will ever see the chunk that just came.
@@ -154,7 +181,13 @@ impl Session {
                 self.wait_to_start()?;
             }
             self.wait_for_room()?;
-            let started = self.start(decoding.as_ref())?;
+            // Only now: with no more than a chunk waiting to be shown, whoever goes on from here skips two at most.
+            if let Some(decoding) = &decoding {
+                self.keep(decoding);
+            }
+            let resumed = self.context.take();
+            let context = decoding.as_ref().and_then(Decoding::context).or(resumed.as_ref());
+            let started = self.start(context)?;
             if let Some(decoding) = decoding.as_mut().filter(|_| !started.is_cut()) {
                 self.decode_rest(decoding, started.at())?;
             }
@@ -212,7 +245,7 @@ impl Session {
             let outcome = self.parts.mailbox.outcome(until)?;
             match outcome.result {
                 Ok(done) => {
-                    self.faults = 0;
+                    self.faults.succeeded();
                     self.history.completed();
                     self.set_state(SessionState::Streaming, None);
                     return Ok(started.arrived(*done)?);
@@ -230,12 +263,12 @@ impl Session {
     }
 
     fn call_failed(&mut self, error: &Error) -> Result<(), Stop> {
-        self.faults += 1;
-        warn!(%error, detail = error.detail, faults = self.faults, "a call failed");
+        let verdict = self.faults.failed(error);
+        warn!(%error, detail = error.detail, faults = self.faults.in_a_row(), "a call failed");
         metrics::counter!(runtime::metric_names::CHUNKS, "outcome" => error.reason.as_str()).increment(1);
         self.history.interrupted();
         self.parts.events.error(error);
-        if self.faults >= FAULTS { Err(error.clone().into()) } else { Ok(()) }
+        Ok(verdict?)
     }
 
     /// A lease that was lost between two calls took with it what the mesh held of this history: no call had to fail for it.

@@ -2,12 +2,14 @@
 
 mod endpoints;
 mod live;
+mod lives;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use bus::{Bus, Service};
+use bus::continuations::Continuations;
+use bus::{Bus, ConnectionState, Service};
 use contract::CONTRACT_VERSION;
 use contract::error::{Error, Reason};
 use contract::event::{ChunkTimings, SessionEvent};
@@ -16,7 +18,7 @@ use contract::model::ModelInfo;
 use contract::ops::SessionReport;
 use contract::session::{CreateSession, SessionCreated};
 use runtime::metric_names;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OnceCell, mpsc, watch};
 use tracing::info;
 
 use crate::config::Stage0Section;
@@ -24,8 +26,9 @@ use crate::mailbox::Ending;
 use crate::mesh_client::MeshHandle;
 use crate::studio::Studio;
 use live::Live;
+use lives::Life;
 
-/// A session that nobody watches makes nothing, so it ends at once; a gateway waits 5 s for its answer.
+/// A session that nobody watches, or that is superseded, ends at once; a gateway waits 5 s for its answer.
 const ROOM_WAIT: Duration = Duration::from_secs(2);
 
 /// What sessions are made with.
@@ -35,6 +38,7 @@ pub(crate) struct Making {
     pub model: ModelInfo,
     pub studio: Studio,
     pub mesh: MeshHandle,
+    pub control: Bus,
     /// A connection of its own: a slow viewer never delays control.
     pub media: Bus,
     pub service: Service,
@@ -54,6 +58,7 @@ pub(crate) struct Sessions(Arc<Inner>);
 
 struct Inner {
     making: Making,
+    continuations: OnceCell<Continuations>,
     state: Mutex<State>,
     count: watch::Sender<usize>,
 }
@@ -61,7 +66,16 @@ struct Inner {
 impl Sessions {
     pub(crate) fn new(making: Making, events: mpsc::Sender<SessionEvent>) -> Self {
         let state = State { live: HashMap::new(), closed: None, events: Some(events) };
-        Self(Arc::new(Inner { making, state: Mutex::new(state), count: watch::Sender::new(0) }))
+        let (continuations, count) = (OnceCell::new(), watch::Sender::new(0));
+        Self(Arc::new(Inner { making, continuations, state: Mutex::new(state), count }))
+    }
+
+    /// Tells every session when the broker goes and comes back, for as long as the connection is used.
+    pub(crate) async fn follow(self, mut broker: watch::Receiver<ConnectionState>) {
+        while broker.changed().await.is_ok() {
+            let (hears, now) = (broker.borrow_and_update().is_connected(), Instant::now());
+            self.lock().live.values().for_each(|live| live.mailbox.can_hear(hears, now));
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -126,15 +140,19 @@ impl Sessions {
         }
         let model = &self.0.making.model;
         let no_size = || Error::new(Reason::UnsupportedSize, "this cell serves no size");
-        let size = request.size.or(model.default_size()).ok_or_else(no_size)?;
-        model.check_size(size)?;
+        request.size.map_or(Ok(()), |size| model.check_size(size))?;
         if let Some(what) = self.0.making.mesh.view().waiting_for {
             return Err(Error::new(Reason::NotReady, format!("the cell waits for {what}")));
         }
+        self.supersede(&request).await?;
         self.make_room().await;
-        let created = SessionCreated { session: request.session, incarnation: request.incarnation, size };
+        // Before anything is put on record; what is found free is taken below.
+        self.free_slot(&self.lock())?;
         let session = request.session;
-        let ended = self.admit(request, size)?;
+        let life = self.begin(&request).await?;
+        let size = request.size.or_else(|| life.size(model)).or(model.default_size()).ok_or_else(no_size)?;
+        let created = SessionCreated { session, incarnation: life.incarnation, size };
+        let ended = self.admit(request, life, size)?;
         if let Err(error) = endpoints::serve(self, session).await {
             self.end(session, Ending::Process(error.clone()));
             return Err(error);
@@ -159,18 +177,42 @@ impl Sessions {
         };
         if let Some(session) = unwatched {
             self.end(session, Ending::NobodyWatches);
-            let mut count = self.0.count.subscribe();
-            let _ = tokio::time::timeout(ROOM_WAIT, count.wait_for(|count| !full(*count))).await;
+            self.gone(session).await;
         }
+    }
+
+    fn runs(&self, session: SessionId) -> bool {
+        self.lock().live.contains_key(&session)
+    }
+
+    /// Until a session that was told to end has, at most for [`ROOM_WAIT`].
+    async fn gone(&self, session: SessionId) {
+        let mut count = self.0.count.subscribe();
+        let gone = async {
+            // Not `wait_for`: its closure would take the two locks in the other order than `remove` does.
+            while self.runs(session) && count.changed().await.is_ok() {}
+        };
+        let _ = tokio::time::timeout(ROOM_WAIT, gone).await;
+    }
+
+    /// # Errors
+    /// `too_many_sessions`.
+    fn free_slot(&self, state: &State) -> Result<SessionSlot, Error> {
+        let capacity = self.capacity();
+        let taken = |slot: &SessionSlot| state.live.values().any(|live| live.slot == *slot);
+        (0..capacity).map(SessionSlot).find(|slot| !taken(slot)).ok_or_else(|| {
+            let text = format!("{capacity} sessions run, which is all this cell takes");
+            Error::new(Reason::TooManySessions, text)
+        })
     }
 
     /// Takes a slot and starts the session, or says why not.
     fn admit(
         &self,
         request: CreateSession,
+        life: Life,
         size: contract::model::Size,
     ) -> Result<tokio::sync::oneshot::Receiver<()>, Error> {
-        let capacity = self.capacity();
         let mut state = self.lock();
         if let Some(closed) = &state.closed {
             return Err(closed.clone());
@@ -179,17 +221,10 @@ impl Sessions {
             let text = format!("session {} is running here", request.session);
             return Err(Error::new(Reason::SessionExists, text));
         }
-        let taken = |slot: &u32| state.live.values().any(|live| live.slot == SessionSlot(*slot));
-        let free = (0..capacity).find(|slot| !taken(slot));
-        let slot = free.ok_or_else(|| {
-            Error::new(
-                Reason::TooManySessions,
-                format!("{capacity} sessions run, which is all this cell takes"),
-            )
-        })?;
+        let slot = self.free_slot(&state)?;
         let events = state.events.clone().ok_or_else(|| Error::new(Reason::Draining, "stage0 stops"))?;
         let session = request.session;
-        let (live, ended) = live::start(&self.0.making, request, size, SessionSlot(slot), events)?;
+        let (live, ended) = live::start(&self.0.making, request, life, size, slot, events)?;
         state.live.insert(session, live);
         self.count(&state);
         Ok(ended)
@@ -237,10 +272,19 @@ impl Sessions {
 
     /// Takes no more sessions and ends those that run, each with `error` as its last event. Returns whose.
     pub(crate) fn close(&self, error: &Error) -> Vec<SessionId> {
+        self.close_with(error, Ending::Process(error.clone()))
+    }
+
+    /// Takes no more sessions, and leaves those that run to whoever goes on with them. Returns whose.
+    pub(crate) fn hand_over(&self, error: &Error) -> Vec<SessionId> {
+        self.close_with(error, Ending::HandOver(error.clone()))
+    }
+
+    fn close_with(&self, error: &Error, ending: Ending) -> Vec<SessionId> {
         let mut state = self.lock();
         state.closed.get_or_insert_with(|| error.clone());
         state.events = None;
-        state.live.values().for_each(|live| live.mailbox.end(Ending::Process(error.clone())));
+        state.live.values().for_each(|live| live.mailbox.end(ending.clone()));
         state.live.keys().copied().collect()
     }
 

@@ -33,6 +33,17 @@ impl Settings {
         }
     }
 
+    /// Everything in force, so that [`apply`](Self::apply) to new settings gives these again.
+    pub(crate) fn stored(&self) -> Parameters {
+        Parameters {
+            denoising_step_list: Some(self.steps.clone()),
+            kv_cache_attention_bias: Some(self.bias),
+            base_seed: Some(self.seed),
+            manage_cache: Some(self.manage_cache),
+            ..Parameters::default()
+        }
+    }
+
     /// Takes over what `update` sets. A change of the step list cuts while `manage_cache` holds, its value in the same
     /// update included; bias and seed never do.
     pub(crate) fn apply(&mut self, update: &Parameters) -> Changes {
@@ -76,6 +87,20 @@ mod tests {
             p.manage_cache = Some(true);
         });
         assert_eq!(settings.apply(&same), Changes::default());
+    }
+
+    #[test]
+    fn stored_settings_are_the_settings() {
+        let mut settings = Settings::new(&model());
+        settings.apply(&update(|p| {
+            p.base_seed = Some(7);
+            p.manage_cache = Some(false);
+            p.denoising_step_list = Some(vec![900, 10]);
+            p.kv_cache_attention_bias = Some(0.5);
+        }));
+        let mut restored = Settings::new(&model());
+        restored.apply(&settings.stored());
+        assert_eq!(restored, settings);
     }
 
     #[test]

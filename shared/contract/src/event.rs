@@ -21,6 +21,14 @@ pub enum Event {
         state: SessionState,
         error: Option<ClientError>,
     },
+    /// The first word of a life that is not the session's first.
+    Continued {
+        /// The chunk that comes next.
+        chunk_index: ChunkIndex,
+        cache_epoch: CacheEpoch,
+        /// Whether the history goes on; otherwise there was no state to go on from, and another one begins.
+        restored: bool,
+    },
     /// Something was refused or failed; the session goes on.
     Error {
         error: ClientError,

@@ -2,22 +2,30 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{ChunkIndex, Incarnation, SessionId};
+use crate::event::SessionState;
+use crate::ids::{ChunkIndex, Digest, Incarnation, SessionId};
 use crate::media::VideoCodec;
 use crate::model::Size;
 use crate::params::Parameters;
 
-/// gateway → stage0 on `cell.{cell}.session.create`.
+/// gateway → stage0 on `cell.{cell}.session.create`. A session that lived before goes on from its stored state, if there is
+/// one; a life of it that still runs here is ended without a word.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CreateSession {
     pub version: u16,
     pub session: SessionId,
+    /// The least that this life may have; an earlier life that is on record raises it.
     pub incarnation: Incarnation,
+    /// Digest of the session's resume token: equal in all its lives.
+    pub resume: Digest,
     /// Absent: the cell's default size.
     pub size: Option<Size>,
     pub codec: VideoCodec,
     pub bitrate_kbps: u32,
+    /// All that was acknowledged so far; what a stored state says otherwise gives way.
     pub parameters: Parameters,
+    /// Highest update number that `parameters` contain.
+    pub update: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,6 +79,11 @@ pub enum Control {
 #[serde(rename_all = "snake_case")]
 pub enum ControlReply {
     Done,
+    /// To [`Control::Viewer`]: what the session does now. Events that were lost with a connection are made up for by this.
+    Watching {
+        incarnation: Incarnation,
+        state: SessionState,
+    },
     Frame {
         #[serde(with = "serde_bytes")]
         jpeg: Vec<u8>,

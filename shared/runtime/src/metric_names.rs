@@ -32,6 +32,7 @@ names! {
     histogram CHUNK_SECONDS = "km_chunk_seconds" Seconds "One chunk, call to last access unit.";
     histogram PHASE_SECONDS = "km_phase_seconds" Seconds "One phase of a chunk, label phase.";
     histogram PARAMETER_SECONDS = "km_parameter_seconds" Seconds "A parameter's arrival to the first packet that shows it.";
+    counter STATES = "km_states_total" Count "Continuation states of sessions, label outcome.";
     counter FRAMES = "km_frames_total" Count "Video frames encoded.";
     counter FRAMES_DROPPED = "km_frames_dropped_total" Count "Video frames dropped, label reason.";
     counter KEYFRAMES = "km_keyframes_total" Count "Keyframes encoded, label reason.";

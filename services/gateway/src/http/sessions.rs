@@ -58,8 +58,8 @@ pub(super) async fn set_parameters(
 }
 
 async fn update(session: &Arc<Handle>, parameters: &Parameters) -> Result<(), Error> {
-    session.line.update(parameters.clone()).await?;
-    session.shared.accepted(parameters.clone());
+    let accepted = session.line.update(parameters.clone()).await?;
+    session.shared.accepted(parameters.clone(), accepted.update);
     let _ = session.commands.try_send(Command::ParametersUpdated(Box::new(parameters.clone())));
     Ok(())
 }
@@ -109,7 +109,9 @@ pub(super) async fn frame(State(app): State<App>, query: Query<FrameQuery>) -> R
         ControlReply::Frame { jpeg, .. } => {
             Ok(([(header::CONTENT_TYPE, "image/jpeg")], jpeg).into_response())
         }
-        ControlReply::Done => Err(ApiError::new(Reason::NoSuchResource, "No frame available yet")),
+        ControlReply::Done | ControlReply::Watching { .. } => {
+            Err(ApiError::new(Reason::NoSuchResource, "No frame available yet"))
+        }
     }
 }
 

@@ -54,6 +54,8 @@ pub(super) struct OfferRequest {
     /// one that is served.
     #[schema(value_type = Option<Value>)]
     initial_parameters: Option<Value>,
+    /// From an earlier answer: goes on with that session, where it is, instead of starting another one.
+    resume_token: Option<String>,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -63,12 +65,15 @@ pub(super) struct OfferAnswer {
     /// `answer`
     r#type: &'static str,
     session_id: String,
+    /// Shown with a later offer it goes on with this session: after a reload, a lost network, another gateway. Keep it secret.
+    resume_token: String,
 }
 
 /// Starts a session. Every candidate of the server is in the answer.
 #[utoipa::path(post, path = "/api/v1/webrtc/offer", tag = "webrtc", request_body = OfferRequest,
     responses((status = 200, body = OfferAnswer),
         (status = 400, body = ErrorBody, description = "bad SDP, no common codec, unsupported parameter or size"),
+        (status = 401, body = ErrorBody, description = "the resume token is not that session's"),
         (status = 413, body = ErrorBody), (status = 422, body = ErrorBody, description = "a parameter's value is not allowed"),
         (status = 429, body = ErrorBody, description = "all sessions are in use; see Retry-After"),
         (status = 503, body = ErrorBody, description = "not ready; see Retry-After"), (status = 504, body = ErrorBody)))]
@@ -94,18 +99,24 @@ pub(super) async fn offer(
     if let Some(model) = &snapshot.model {
         asked_pipelines(&initial).try_for_each(|id| check_model(model, id))?;
     }
+    let resume = request.resume_token.as_deref().map(session::ResumeToken::parse).transpose()?;
     let load = app.load();
     if parameters.base_seed.is_none() {
         parameters.base_seed = load.as_ref().and_then(|load| load.base_seed);
     }
     let size = load.map(|load| load.size);
-    let request = session::Request { sdp: request.sdp, offer, parameters, size };
+    let request = session::Request { sdp: request.sdp, offer, parameters, size, resume };
     // A client that goes away while it waits must not leave half a session: the work is not tied to its request.
     let started = tokio::spawn(async move { Box::pin(session::start(&app, request)).await });
-    let (id, sdp) = started.await.map_err(|e| {
+    let started = started.await.map_err(|e| {
         Error::new(Reason::Internal, "the session could not be started").detail(e.to_string())
     })??;
-    Ok(Json(OfferAnswer { sdp, r#type: "answer", session_id: id.to_string() }))
+    Ok(Json(OfferAnswer {
+        sdp: started.answer,
+        r#type: "answer",
+        session_id: started.token.session.to_string(),
+        resume_token: started.token.reveal(),
+    }))
 }
 
 /// Clients name pipelines in a list, in the nodes of a graph, or in both.

@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 use bus::{Inbound, Subscription};
 use contract::error::ClientError;
 use contract::event::{Event, SessionEvent, SessionState};
-use contract::media::MediaPart;
-use contract::session::Control;
-use contract::{Error, Incarnation, InstanceId, Reason, SessionId};
+use contract::media::{MediaPart, VideoCodec};
+use contract::session::{Control, ControlReply};
+use contract::{Digest, Error, Incarnation, InstanceId, Reason, SessionId};
 use runtime::metric_names;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tracing::{debug, info, warn};
 use webrtc::media_stream::track_local::TrackLocal;
@@ -19,7 +20,9 @@ use webrtc::peer_connection::RTCPeerConnectionState;
 
 use super::Shared;
 use super::channel::{Channel, ChannelEvent};
+use super::continuity::{Continuity, Life};
 use super::line::Line;
+use super::lives::Answer;
 use super::messages::ServerMessage;
 use super::registry::{Command, Place};
 use crate::app::App;
@@ -32,8 +35,6 @@ use crate::media::rtp::Packetizer;
 /// A client that got an answer has this long to connect, and this long to come back after its network went away.
 const CONNECT_WAIT: Duration = Duration::from_secs(20);
 const RETURN_WAIT: Duration = Duration::from_secs(6);
-/// How long a session outlives the broker.
-const BROKER_WAIT: Duration = Duration::from_secs(10);
 const TICK: Duration = Duration::from_millis(250);
 /// stage0 pauses a session that nobody watches for 10 s.
 const VIEWER_INTERVAL: Duration = Duration::from_secs(3);
@@ -42,81 +43,93 @@ const WRITE_WAIT: Duration = Duration::from_millis(500);
 const CLOSE_WAIT: Duration = Duration::from_secs(1);
 
 /// Why a session ends; the client is told if there is an error.
-type Ending = Option<ClientError>;
+pub(super) type Ending = Option<ClientError>;
 
-pub(crate) struct Actor {
-    app: App,
-    id: SessionId,
-    stage0: Option<InstanceId>,
-    incarnation: Incarnation,
-    shared: Arc<Shared>,
-    line: Line,
+/// What a session is made of, once its offer is answered.
+pub(super) struct Parts {
+    pub id: SessionId,
+    /// Digest of the session's resume token.
+    pub resume: Digest,
+    pub stage0: Option<InstanceId>,
+    pub incarnation: Incarnation,
+    pub codec: VideoCodec,
+    pub shared: Arc<Shared>,
+    pub line: Line,
+    pub peer: Peer,
+    pub packetizer: Packetizer,
+    pub media: Subscription,
+    pub events: Subscription,
+    pub commands: mpsc::Receiver<Command>,
+    pub place: Place,
+}
+
+pub(super) struct Actor {
+    pub(super) app: App,
+    pub(super) id: SessionId,
+    pub(super) resume: Digest,
+    pub(super) codec: VideoCodec,
+    pub(super) continuity: Continuity,
+    /// Of stage0, to what [`Self::continuity`] asked.
+    pub(super) answers: JoinSet<Answer>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) line: Line,
     peer: Peer,
     packetizer: Packetizer,
     reassembly: Reassembly,
-    bitrate: BitrateController,
+    pub(super) bitrate: BitrateController,
     media: Subscription,
     events: Subscription,
     /// Given back before `commands` closes, which is what those who ended the session wait for.
     _place: Place,
     commands: mpsc::Receiver<Command>,
-    channel: Channel,
+    pub(super) channel: Channel,
     channel_events: mpsc::Receiver<ChannelEvent>,
-    cell: watch::Receiver<Snapshot>,
+    pub(super) cell: watch::Receiver<Snapshot>,
     connected: bool,
     /// The client has to be connected by then.
     patience: Option<Instant>,
-    broker_lost: Option<Instant>,
-    viewer_told: Option<Instant>,
+    pub(super) viewer_told: Option<Instant>,
     lagged: u64,
+    /// The session at stage0 is somebody else's now.
+    pub(super) leave: bool,
 }
 
 impl Actor {
-    #[allow(clippy::too_many_arguments, reason = "the parts of one session, put together in one place")]
-    pub(crate) fn new(
-        app: App,
-        id: SessionId,
-        stage0: Option<InstanceId>,
-        shared: Arc<Shared>,
-        line: Line,
-        peer: Peer,
-        packetizer: Packetizer,
-        media: Subscription,
-        events: Subscription,
-        commands: mpsc::Receiver<Command>,
-        place: Place,
-    ) -> Self {
+    pub(super) fn new(app: App, parts: Parts) -> Self {
         let now = Instant::now();
         let (channel_tx, channel_events) = mpsc::channel(4);
         let config = &app.config().webrtc;
         let bitrate = BitrateController::new(now, config.start_kbps, config.min_kbps, config.max_kbps);
+        let patience = Duration::from_secs(app.config().gateway.recovery_s);
         Self {
-            channel: Channel::new(Arc::clone(&shared), line.clone(), channel_tx),
+            channel: Channel::new(Arc::clone(&parts.shared), parts.line.clone(), channel_tx),
             cell: app.cell().subscribe(),
-            incarnation: Incarnation(1),
-            reassembly: Reassembly::new(Incarnation(1)),
+            continuity: Continuity::new(parts.stage0, parts.incarnation, patience),
+            answers: JoinSet::new(),
+            reassembly: Reassembly::new(parts.incarnation),
             bitrate,
             connected: false,
             patience: Some(now + CONNECT_WAIT),
-            broker_lost: None,
             viewer_told: None,
             lagged: 0,
+            leave: false,
             app,
-            id,
-            stage0,
-            shared,
-            line,
-            peer,
-            packetizer,
-            media,
-            events,
-            commands,
+            id: parts.id,
+            resume: parts.resume,
+            codec: parts.codec,
+            shared: parts.shared,
+            line: parts.line,
+            peer: parts.peer,
+            packetizer: parts.packetizer,
+            media: parts.media,
+            events: parts.events,
+            commands: parts.commands,
             channel_events,
-            _place: place,
+            _place: parts.place,
         }
     }
 
-    pub(crate) async fn run(mut self) {
+    pub(super) async fn run(mut self) {
         let ending = self.stream().await;
         self.set_connected(false);
         match &ending {
@@ -126,9 +139,10 @@ impl Actor {
         self.channel.send(&ServerMessage::stopped(ending.as_ref()));
         let reason = ending.map_or_else(|| "the viewer is gone".to_owned(), |error| error.message);
         let close = Control::Close { reason };
+        let (line, leave) = (self.line.clone(), self.leave);
+        let close = async { if leave { Ok(ControlReply::Done) } else { line.control(&close).await } };
         let flush = self.channel.flush();
-        let closed = timeout(CLOSE_WAIT, self.line.control(&close));
-        let (_, closed) = tokio::join!(flush, closed);
+        let (_, closed) = tokio::join!(flush, timeout(CLOSE_WAIT, close));
         if let Ok(Err(error)) = closed
             && error.reason != Reason::NoSuchSession
         {
@@ -150,9 +164,10 @@ impl Actor {
                 event = self.peer.events.recv() => self.on_peer(event),
                 Some(ChannelEvent::Closed) = self.channel_events.recv() => Some(None),
                 changed = self.cell.changed() => match changed {
-                    Ok(()) => self.on_cell(),
+                    Ok(()) => self.look(Instant::now()),
                     Err(_) => Some(ended(Reason::Draining, "the gateway is stopping")),
                 },
+                Some(Ok(answer)) = self.answers.join_next() => self.on_answer(answer),
                 event = self.events.next() => match event {
                     Some(inbound) => self.on_event(&inbound),
                     None => Some(ended(Reason::BrokerUnavailable, "the event stream was closed")),
@@ -182,6 +197,7 @@ impl Actor {
                 None
             }
             Some(Command::End(error)) => Some(error.map(|error| error.for_client())),
+            Some(Command::LetGo) => Some(self.taken_over()),
             None => Some(None),
         }
     }
@@ -226,21 +242,6 @@ impl Actor {
         }
     }
 
-    /// Looks whether the stage0 that owns this session still lives.
-    fn on_cell(&mut self) -> Option<Ending> {
-        let snapshot = self.cell.borrow_and_update().clone();
-        match (snapshot.connected, self.broker_lost) {
-            (false, None) => self.broker_lost = Some(Instant::now()),
-            (true, Some(_)) => self.broker_lost = None,
-            _ => {}
-        }
-        let owner = self.stage0?;
-        if snapshot.connected && !snapshot.alive.contains(&owner) {
-            return Some(ended(Reason::SessionEnded, "the process that made this stream stopped answering"));
-        }
-        None
-    }
-
     fn on_event(&mut self, inbound: &Inbound) -> Option<Ending> {
         let message: SessionEvent = match inbound.decode() {
             Ok(message) => message,
@@ -249,10 +250,12 @@ impl Actor {
                 return None;
             }
         };
-        if message.incarnation < self.incarnation {
-            return None;
+        match self.continuity.life(message.incarnation) {
+            Life::Past => return None,
+            Life::Present => {}
+            Life::Foreign => return Some(self.taken_over()),
         }
-        self.incarnation = message.incarnation;
+        let shown = self.shared.last_chunk().map(|chunk| chunk.chunk_index);
         match &message.event {
             Event::State { state: SessionState::Ended, error } => {
                 return Some(error.clone().or_else(|| ended(Reason::SessionEnded, "the session ended")));
@@ -260,9 +263,9 @@ impl Actor {
             Event::State { state, error } => self.shared.set_state(*state, error.clone()),
             Event::Applied { transition_active: false, .. } => self.shared.transition_ended(),
             Event::Chunk(report) => self.shared.set_chunk(report.clone()),
-            Event::Applied { .. } | Event::Error { .. } => {}
+            Event::Applied { .. } | Event::Error { .. } | Event::Continued { .. } => {}
         }
-        self.channel.send(&message.event.into());
+        self.channel.send(&ServerMessage::of(message.event, shown));
         None
     }
 
@@ -274,7 +277,8 @@ impl Actor {
                 return None;
             }
         };
-        if !self.connected || part.session != self.id {
+        let present = part.session == self.id && self.continuity.life(part.incarnation) == Life::Present;
+        if !self.connected || !present {
             return None;
         }
         let gaps = self.reassembly.gaps();
@@ -289,7 +293,7 @@ impl Actor {
         }
         let unit = pushed.unit?;
         let bytes = unit.data.len();
-        let packets = match self.packetizer.packetize(unit) {
+        let packets = match self.packetizer.packetize(Instant::now(), unit) {
             Ok(packets) => packets,
             Err(error) => return Some(Some(error.for_client())),
         };
@@ -313,8 +317,8 @@ impl Actor {
             debug!("the client did not connect, or did not come back");
             return Some(None);
         }
-        if self.broker_lost.is_some_and(|since| now.saturating_duration_since(since) > BROKER_WAIT) {
-            return Some(ended(Reason::BrokerUnavailable, "the connection between the services was lost"));
+        if let Some(ending) = self.look(now) {
+            return Some(ending);
         }
         if self.connected
             && self.viewer_told.is_none_or(|told| now.saturating_duration_since(told) >= VIEWER_INTERVAL)

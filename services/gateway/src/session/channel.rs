@@ -165,7 +165,7 @@ impl Reader {
         };
         Some(match self.line.update(parameters.clone()).await {
             Ok(accepted) => {
-                self.shared.accepted(parameters);
+                self.shared.accepted(parameters, accepted.update);
                 ServerMessage::ParametersAccepted { update: accepted.update }
             }
             Err(error) => ServerMessage::refused(&error),

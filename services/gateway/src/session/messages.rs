@@ -29,6 +29,16 @@ pub(crate) enum ServerMessage {
         state: SessionState,
         error: Option<ClientError>,
     },
+    /// Another process makes the stream now.
+    Continued {
+        chunk_index: ChunkIndex,
+        cache_epoch: CacheEpoch,
+        /// Whether the history goes on; otherwise it starts anew.
+        restored: bool,
+        /// Chunks of the history that were never shown.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        lost_chunks: Option<u64>,
+    },
     Applied {
         update: u64,
         chunk_index: ChunkIndex,
@@ -54,6 +64,10 @@ impl ServerMessage {
         Self::StreamStopped { error_message: error.map(|e| e.message.clone()), error: error.cloned() }
     }
 
+    pub(crate) fn state(state: SessionState, error: Option<&Error>) -> Self {
+        Self::SessionState { state, error: error.map(Error::for_client) }
+    }
+
     pub(crate) fn to_json(&self) -> String {
         // Plain data with string keys always serialises.
         serde_json::to_string(self).unwrap_or_default()
@@ -65,9 +79,15 @@ impl ServerMessage {
     }
 }
 
-impl From<Event> for ServerMessage {
-    fn from(event: Event) -> Self {
+impl ServerMessage {
+    /// `shown`: the last chunk that the client was told of.
+    pub(crate) fn of(event: Event, shown: Option<ChunkIndex>) -> Self {
         match event {
+            Event::Continued { chunk_index, cache_epoch, restored } => {
+                let next = shown.map_or(ChunkIndex(0), ChunkIndex::next);
+                let lost_chunks = restored.then(|| chunk_index.0.saturating_sub(next.0));
+                Self::Continued { chunk_index, cache_epoch, restored, lost_chunks }
+            }
             Event::State { state, error } => Self::SessionState { state, error },
             Event::Error { error } => Self::Error { error, refused: false },
             Event::Applied { update, chunk_index, cache_epoch, changed, transition_active } => {
@@ -87,6 +107,20 @@ mod tests {
 
     fn parsed(message: &ServerMessage) -> Value {
         serde_json::from_str(&message.to_json()).unwrap()
+    }
+
+    #[test]
+    fn what_was_lost_between_two_lives_is_counted_from_the_last_chunk_that_was_shown() {
+        let continued = |restored, next, shown: Option<u64>| {
+            let (chunk_index, cache_epoch) = (ChunkIndex(next), CacheEpoch(3));
+            let event = Event::Continued { chunk_index, cache_epoch, restored };
+            parsed(&ServerMessage::of(event, shown.map(ChunkIndex)))["lost_chunks"].clone()
+        };
+        assert_eq!(continued(true, 9, Some(6)), 2);
+        assert_eq!(continued(true, 9, Some(8)), 0);
+        assert_eq!(continued(true, 9, Some(9)), 0, "a chunk that is made twice");
+        assert_eq!(continued(true, 2, None), 2);
+        assert_eq!(continued(false, 0, Some(6)), Value::Null);
     }
 
     #[test]

@@ -2,9 +2,12 @@
 
 mod actor;
 mod channel;
+mod continuity;
 mod line;
+mod lives;
 mod messages;
 mod registry;
+mod resume;
 mod start;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,6 +20,7 @@ use contract::model::Size;
 use contract::params::Parameters;
 
 pub(crate) use registry::{Command, Handle, Sessions};
+pub(crate) use resume::ResumeToken;
 pub(crate) use start::{Request, start};
 
 /// What others may read of a running session.
@@ -35,6 +39,8 @@ pub(crate) struct Shared {
 #[derive(Debug, Default)]
 struct Inner {
     parameters: Parameters,
+    /// Highest number of an accepted update.
+    update: u64,
     state: Option<SessionState>,
     last_chunk: Option<Box<ChunkReport>>,
     last_error: Option<ClientError>,
@@ -59,8 +65,9 @@ impl Shared {
     }
 
     /// stage0 took these parameters.
-    pub(crate) fn accepted(&self, parameters: Parameters) {
+    pub(crate) fn accepted(&self, parameters: Parameters, update: u64) {
         self.with(|inner| {
+            inner.update = inner.update.max(update);
             inner.parameters.merge(parameters);
             // A one-shot that is done is no setting.
             inner.parameters.reset_cache = None;
@@ -78,6 +85,11 @@ impl Shared {
 
     pub(crate) fn parameters(&self) -> Parameters {
         self.with(|inner| inner.parameters.clone())
+    }
+
+    /// Everything accepted so far, and the number of the last update in it.
+    pub(crate) fn acknowledged(&self) -> (Parameters, u64) {
+        self.with(|inner| (inner.parameters.clone(), inner.update))
     }
 
     pub(crate) fn set_state(&self, state: SessionState, error: Option<ClientError>) {
@@ -118,12 +130,16 @@ mod tests {
         let parameters = |value| Parameters::from_json(&value).unwrap();
         let size = Size { width: 128, height: 128 };
         let shared = Shared::new(size, parameters(json!({"prompts": [{"text": "a"}], "base_seed": 1})));
-        shared.accepted(parameters(json!({"reset_cache": true,
-            "transition": {"target_prompts": [{"text": "b"}], "num_steps": 2}})));
+        shared.accepted(
+            parameters(json!({"reset_cache": true,
+            "transition": {"target_prompts": [{"text": "b"}], "num_steps": 2}})),
+            4,
+        );
         shared.transition_ended();
+        let (parameters, update) = shared.acknowledged();
         assert_eq!(
-            serde_json::to_value(shared.parameters()).unwrap(),
-            json!({"prompts": [{"text": "b", "weight": 1.0}], "base_seed": 1})
+            (serde_json::to_value(parameters).unwrap(), update),
+            (json!({"prompts": [{"text": "b", "weight": 1.0}], "base_seed": 1}), 4)
         );
     }
 }

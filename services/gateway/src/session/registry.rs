@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use contract::params::Parameters;
-use contract::{Error, Reason, SessionId};
+use contract::{Digest, Error, Reason, SessionId};
 use runtime::metric_names;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::timeout;
@@ -25,11 +25,15 @@ pub(crate) enum Command {
     ParametersUpdated(Box<Parameters>),
     /// Ends the session; the error is told to the client.
     End(Option<Error>),
+    /// Its client goes on with the session in another connection.
+    LetGo,
 }
 
 /// One running session as others see it.
 pub(crate) struct Handle {
     pub(crate) id: SessionId,
+    /// Digest of the session's resume token.
+    pub(crate) resume: Digest,
     pub(crate) shared: Arc<Shared>,
     pub(crate) line: Line,
     pub(crate) connection: Arc<dyn PeerConnection>,
@@ -40,7 +44,16 @@ impl Handle {
     /// Asks the session to end and waits, for a bounded time, until it has.
     pub(crate) async fn end(&self, error: Option<Error>) {
         // A full queue holds an End already, or a session that no longer reads: both end without this one.
-        let _ = self.commands.try_send(Command::End(error));
+        self.command(Command::End(error)).await;
+    }
+
+    /// As [`Self::end`], but the session at stage0 stays.
+    pub(crate) async fn let_go(&self) {
+        self.command(Command::LetGo).await;
+    }
+
+    async fn command(&self, command: Command) {
+        let _ = self.commands.try_send(command);
         let _ = timeout(END_WAIT, self.commands.closed()).await;
     }
 }
@@ -91,7 +104,11 @@ impl Sessions {
     pub(crate) fn get(&self, id: &str) -> Result<Arc<Handle>, Error> {
         let missing = || Error::new(Reason::NoSuchSession, format!("Session {id} not found"));
         let id = id.parse::<SessionId>().map_err(|_| missing())?;
-        self.running.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned().ok_or_else(missing)
+        self.find(id).ok_or_else(missing)
+    }
+
+    pub(crate) fn find(&self, id: SessionId) -> Option<Arc<Handle>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
     }
 
     /// Oldest first.

@@ -6,15 +6,16 @@ use bus::Subscription;
 use contract::media::VideoCodec;
 use contract::model::Size;
 use contract::params::Parameters;
-use contract::session::{Control, CreateSession};
+use contract::session::{Control, ControlReply, CreateSession, SessionCreated};
 use contract::{CONTRACT_VERSION, Error, Incarnation, Reason, SessionId, subjects};
 use tokio::sync::mpsc;
 use tracing::{Instrument, info, info_span};
 
 use super::Shared;
-use super::actor::Actor;
+use super::actor::{Actor, Parts};
 use super::line::Line;
 use super::registry::{COMMAND_BACKLOG, Handle};
+use super::resume::ResumeToken;
 use crate::app::App;
 use crate::media::offer::Offer;
 use crate::media::peer::Peer;
@@ -30,24 +31,37 @@ pub(crate) struct Request {
     pub(crate) offer: Offer,
     pub(crate) parameters: Parameters,
     pub(crate) size: Option<Size>,
+    /// The client goes on with a session that it had.
+    pub(crate) resume: Option<ResumeToken>,
 }
 
-/// The running session's id and its SDP answer.
+/// What the client gets.
+pub(crate) struct Started {
+    pub(crate) token: ResumeToken,
+    pub(crate) answer: String,
+}
+
+/// The running session and its SDP answer.
 ///
 /// # Errors
-/// Why there is no session: no place, bad SDP, stage0's refusal, a broker that is away. Nothing is left behind.
-pub(crate) async fn start(app: &App, request: Request) -> Result<(SessionId, String), Error> {
+/// Why there is no session: no place, bad SDP, stage0's refusal, a broker that is away, a wrong resume token. Nothing is left
+/// behind.
+pub(crate) async fn start(app: &App, request: Request) -> Result<Started, Error> {
     let snapshot = app.cell().now();
     snapshot.check_ready()?;
     let stage0 = snapshot.stage0.as_ref().map(|(instance, _)| *instance);
+    if let Some(token) = &request.resume {
+        release(app, token).await.inspect_err(refused)?;
+    }
     let place = app.sessions().reserve().inspect_err(refused)?;
     let webrtc = &app.config().webrtc;
     // The offer is taken before stage0 is asked, so that one that cannot be used costs no GPU work.
     let peer = Peer::accept(webrtc, app.ports(), &request.offer, &request.sdp).await.inspect_err(refused)?;
-    let id = SessionId::random();
+    let token = request.resume.clone().unwrap_or_else(ResumeToken::fresh);
+    let id = token.session;
     let line = Line::new(app.shared_broker(), id);
-    let created = create(app, id, &line, &request).await;
-    let (media, events, size) = match created {
+    let created = create(app, &token, &line, &request).await;
+    let (media, events, created) = match created {
         Ok(created) => created,
         Err(error) => {
             refused(&error);
@@ -66,16 +80,64 @@ pub(crate) async fn start(app: &App, request: Request) -> Result<(SessionId, Str
             return Err(error);
         }
     };
+    let SessionCreated { size, incarnation, .. } = created;
     let shared = Arc::new(Shared::new(size, request.parameters));
     let (commands, inbox) = mpsc::channel(COMMAND_BACKLOG);
-    let handle =
-        Arc::new(Handle { id, shared: Arc::clone(&shared), line: line.clone(), connection, commands });
-    app.sessions().insert(handle);
-    info!(session = %id, codec = request.offer.codec.as_str(), %size, "session started");
-    let actor =
-        Actor::new(app.clone(), id, stage0, shared, line, peer, packetizer, media, events, inbox, place);
-    tokio::spawn(actor.run().instrument(info_span!("session", %id)));
-    Ok((id, answer))
+    let (resume, codec) = (token.digest(), request.offer.codec);
+    let handle = Handle {
+        id,
+        resume: resume.clone(),
+        shared: Arc::clone(&shared),
+        line: line.clone(),
+        connection,
+        commands,
+    };
+    app.sessions().insert(Arc::new(handle));
+    info!(session = %id, %incarnation, codec = codec.as_str(), %size, "session started");
+    let parts = Parts {
+        id,
+        resume,
+        stage0,
+        incarnation,
+        codec,
+        shared,
+        line,
+        peer,
+        packetizer,
+        media,
+        events,
+        commands: inbox,
+        place,
+    };
+    tokio::spawn(Actor::new(app.clone(), parts).run().instrument(info_span!("session", %id)));
+    Ok(Started { token, answer })
+}
+
+/// A client that comes back before its old connection is known to be gone takes the session from it.
+async fn release(app: &App, token: &ResumeToken) -> Result<(), Error> {
+    let Some(running) = app.sessions().find(token.session) else { return Ok(()) };
+    if running.resume != token.digest() {
+        return Err(Error::new(Reason::BadToken, format!("session {} has another token", token.session)));
+    }
+    running.let_go().await;
+    Ok(())
+}
+
+/// The incarnation that the session must have at least. One that runs already says its own.
+async fn incarnation(line: &Line, resumes: bool) -> Result<Incarnation, Error> {
+    let first = Incarnation(1);
+    if !resumes {
+        return Ok(first);
+    }
+    match line.control(&Control::Viewer).await {
+        Ok(ControlReply::Watching { incarnation, .. }) => Ok(incarnation.next()),
+        Ok(_) => Err(Error::new(Reason::Malformed, "stage0 answered something else")),
+        // It ended, or stage0 did: what it left, if anything, is on record.
+        Err(error) if matches!(error.reason, Reason::NoSuchSession | Reason::NoResponders) => {
+            Ok(first.next())
+        }
+        Err(error) => Err(error),
+    }
 }
 
 fn refused(error: &Error) {
@@ -86,30 +148,35 @@ fn refused(error: &Error) {
 /// Listens first, then asks stage0, so that nothing is missed.
 async fn create(
     app: &App,
-    id: SessionId,
+    token: &ResumeToken,
     line: &Line,
     request: &Request,
-) -> Result<(Subscription, Subscription, Size), Error> {
+) -> Result<(Subscription, Subscription, SessionCreated), Error> {
+    let id = token.session;
     let broker = app.broker();
     let media = broker.media()?.subscribe(&subjects::media_out(id), MEDIA_BACKLOG).await?;
     let events = broker.control()?.subscribe(&subjects::session_event(id), EVENT_BACKLOG).await?;
     let body = CreateSession {
         version: CONTRACT_VERSION,
         session: id,
-        incarnation: Incarnation(1),
-        size: request.size,
+        incarnation: incarnation(line, request.resume.is_some()).await?,
+        resume: token.digest(),
+        // A session that goes on keeps its size.
+        size: request.size.filter(|_| request.resume.is_none()),
         codec: request.offer.codec,
         bitrate_kbps: app.config().webrtc.start_kbps,
         parameters: request.parameters.clone(),
+        update: 0,
     };
     let created = line.create(&app.config().common.cell.id, &body).await;
     if let Err(error) = &created
+        && request.resume.is_none()
         && matches!(error.reason, Reason::BudgetSpent | Reason::BrokerUnavailable)
     {
         // stage0 may have created it although its answer did not arrive.
         line.queue(Control::Close { reason: "the answer to create was lost".to_owned() });
     }
-    created.map(|created| (media, events, created.size))
+    created.map(|created| (media, events, created))
 }
 
 async fn answer(

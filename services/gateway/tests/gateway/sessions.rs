@@ -1,7 +1,9 @@
 use std::time::Duration;
 
-use contract::Reason;
+use contract::event::{Event, SessionState};
+use contract::media::VideoCodec;
 use contract::session::Control;
+use contract::{CacheEpoch, ChunkIndex, Incarnation, Reason};
 use serde_json::json;
 
 use crate::harness::cell::{Cell, Session};
@@ -10,9 +12,13 @@ use crate::harness::nats::Nats;
 use crate::harness::{Gateway, eventually};
 
 async fn watching() -> (Nats, Cell, Gateway, Viewer) {
+    watching_with(|_| {}).await
+}
+
+async fn watching_with(change: impl FnOnce(&mut gateway::Config)) -> (Nats, Cell, Gateway, Viewer) {
     let nats = Nats::start();
     let cell = Cell::start(&nats).await;
-    let gateway = Gateway::start(&nats, |_| {}).await;
+    let gateway = Gateway::start(&nats, change).await;
     gateway.ready().await;
     let mut viewer = Viewer::connect(&gateway, Wish::default()).await.unwrap();
     viewer.message("session_state").await;
@@ -71,8 +77,8 @@ async fn an_end_at_stage0_ends_the_stream_with_its_reason() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn when_stage0_dies_the_client_is_told_within_two_seconds() {
-    let (_nats, cell, gateway, mut viewer) = watching().await;
+async fn a_stage0_that_is_gone_for_good_ends_the_stream_with_a_message() {
+    let (_nats, cell, gateway, mut viewer) = watching_with(|config| config.gateway.recovery_s = 0).await;
     cell.die();
     let stopped = viewer.message_within("stream_stopped", Duration::from_secs(2)).await;
     assert!(stopped["error_message"].as_str().unwrap().contains("stopped answering"));
@@ -107,12 +113,61 @@ async fn trickled_candidates_are_taken_and_nonsense_is_a_404() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_short_loss_of_the_broker_does_not_end_the_session() {
+async fn a_stage0_that_is_replaced_goes_on_in_the_same_track() {
+    let (nats, cell, gateway, mut viewer) = watching().await;
+    let update = json!({"base_seed": 5});
+    assert_eq!(gateway.post("/api/v1/session/parameters", &update).await.0, 200);
+    let last = viewer.packet().await.header;
+    cell.die();
+    let told = viewer.message_within("session_state", Duration::from_secs(2)).await;
+    assert_eq!((&told["state"], &told["error"]["reason"]), (&json!("recovering"), &json!("recovering")));
+    viewer.skip_packets();
+    let cell = Cell::start(&nats).await;
+    let created = cell.seen(viewer.id, "another life", |session| session.created.clone()).await;
+    assert_eq!((created.incarnation, created.update), (Incarnation(2), 1));
+    assert_eq!((created.parameters.base_seed, created.codec), (Some(5), VideoCodec::Vp8));
+    assert!(created.parameters.prompts.is_some(), "all that was acknowledged");
+    let told = viewer.message("session_state").await;
+    assert_eq!(told["state"], "streaming");
+    let next = viewer.packet().await.header;
+    assert_eq!((next.ssrc, next.payload_type), (last.ssrc, last.payload_type));
+    assert!(next.sequence_number.wrapping_sub(last.sequence_number) < 1000, "numbers go on");
+    assert!(next.timestamp.wrapping_sub(last.timestamp) < u32::MAX / 2, "time does not step back");
+    // Whoever still speaks for the first life is not heard.
+    let late = Event::State { state: SessionState::Ended, error: None };
+    cell.tell_as(viewer.id, Incarnation(1), late).await;
+    let continued =
+        Event::Continued { chunk_index: ChunkIndex(3), cache_epoch: CacheEpoch(2), restored: true };
+    cell.tell(viewer.id, continued).await;
+    let told = viewer.message("continued").await;
+    assert_eq!((&told["chunk_index"], &told["lost_chunks"]), (&json!(3), &json!(3)));
+    assert_eq!(gateway.get("/api/v1/cell").await.1["sessions"], 1);
+    viewer.connection.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_lives_elsewhere_is_left_alone() {
+    let (_nats, cell, gateway, mut viewer) = watching().await;
+    let elsewhere = Event::State { state: SessionState::Streaming, error: None };
+    cell.tell_as(viewer.id, Incarnation(2), elsewhere).await;
+    let stopped = viewer.message("stream_stopped").await;
+    assert!(stopped["error_message"].as_str().unwrap().contains("another connection"), "{stopped}");
+    none_left(&gateway).await;
+    assert_eq!(cell.now(viewer.id, closed), Some(None), "it was not ours to end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_loss_of_the_broker_is_told_and_survived() {
     let (mut nats, _cell, gateway, mut viewer) = watching().await;
     nats.kill();
-    eventually("the loss is noticed", async || (gateway.get("/ready").await.0 == 503).then_some(())).await;
+    let told = viewer.message("session_state").await;
+    assert_eq!(
+        (&told["state"], &told["error"]["reason"]),
+        (&json!("recovering"), &json!("broker_unavailable"))
+    );
     nats.restart();
     gateway.ready().await;
+    assert_eq!(viewer.message("session_state").await["state"], "streaming");
     viewer.skip_packets();
     viewer.packet().await;
     assert_eq!(gateway.get("/api/v1/cell").await.1["sessions"], 1);

@@ -350,6 +350,9 @@ impl Actor {
     }
 
     fn waiting_for(&self) -> Option<String> {
+        if !self.bus.state().borrow().is_connected() {
+            return Some("broker".to_owned());
+        }
         let Some(leader) = self.cell.leader(Instant::now()) else {
             return Some("mesh: no leader".to_owned());
         };

@@ -80,6 +80,18 @@ pub(super) struct Decoding {
     complete: bool,
 }
 
+impl Decoding {
+    /// Context frames of the next chunk, `[1, context_frames, C, h, w]`.
+    pub(super) fn context(&self) -> Option<&Tensor> {
+        self.context.as_ref()
+    }
+
+    /// `[1, frames, C, h, w]`
+    pub(super) fn latents(&self) -> &Tensor {
+        &self.chunk.latents
+    }
+}
+
 impl Session {
     /// Decodes what the next call needs of this chunk, and no more.
     pub(super) fn decode_head(&mut self, chunk: Arrived) -> Result<Decoding, Stop> {
@@ -109,11 +121,12 @@ impl Session {
         Ok(Decoding { chunk, head, decoded_latents, context, head_took, complete: false })
     }
 
-    /// Takes what waits, and sends the call for the next chunk.
-    pub(super) fn start(&mut self, previous: Option<&Decoding>) -> Result<Started, Stop> {
+    /// Takes what waits, and sends the call for the next chunk. `context`: its context frames, if its history has any.
+    pub(super) fn start(&mut self, context: Option<&Tensor>) -> Result<Started, Stop> {
         let at = Instant::now();
         self.parts.mailbox.check(at)?;
         let drained = self.parts.mailbox.drain();
+        self.update = drained.update;
         let mut changes = self.settings.apply(&drained.parameters);
         let studio = self.parts.studio.clone();
         let mut encode = |text: &str| studio.encode_text(text);
@@ -145,7 +158,7 @@ impl Session {
         }
         let kind = envelope::kind(self.parts.model.dtype);
         let carried = |tensor: &Tensor| tensor.to_device(tch::Device::Cpu).to_kind(kind).contiguous();
-        let context = position.context.and(previous).and_then(|previous| previous.context.as_ref());
+        let context = position.context.and(context);
         let tensors = Tensors {
             latents_in: carried(&self.noise(&position)?),
             conditioning: carried(&conditioning.embedding),

@@ -1,5 +1,6 @@
 //! `session.{sid}.params` and `session.{sid}.control`, which come and go with their session.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use contract::CONTRACT_VERSION;
@@ -9,8 +10,9 @@ use contract::session::{Control, ControlReply, ParametersAccepted, UpdateParamet
 use contract::subjects;
 
 use super::Sessions;
-use crate::codec;
+use crate::codec::{self, I420};
 use crate::mailbox::Ending;
+use crate::media::Tag;
 
 /// Requests of one session that are handled at a time: updates keep their order.
 const CONCURRENCY: usize = 1;
@@ -53,6 +55,12 @@ fn update(
     })
 }
 
+enum Answer {
+    Now(ControlReply),
+    /// To be compressed first, at this quality.
+    Picture(Option<(Arc<I420>, Tag)>, u8),
+}
+
 async fn control(
     sessions: Sessions,
     session: SessionId,
@@ -61,7 +69,7 @@ async fn control(
 ) -> Result<ControlReply, Error> {
     let config = &sessions.0.making.config;
     let (min, max) = (config.min_bitrate_kbps, config.max_bitrate_kbps);
-    let picture = sessions.with(session, |live| {
+    let answer = sessions.with(session, |live| {
         match wish {
             Control::Close { reason } => live.mailbox.end(Ending::Asked(reason)),
             Control::Reset => live.mailbox.reset(received),
@@ -71,12 +79,19 @@ async fn control(
             }
             Control::Keyframe => live.output.keyframe(),
             Control::Bitrate { kbps } => live.output.bitrate(kbps.clamp(min, max)),
-            Control::Viewer => live.mailbox.viewer(received),
-            Control::Frame { quality } => return Some((live.output.latest(), quality)),
+            Control::Viewer => {
+                live.mailbox.viewer(received);
+                let (incarnation, state) = (live.incarnation, live.shown.report().state);
+                return Answer::Now(ControlReply::Watching { incarnation, state });
+            }
+            Control::Frame { quality } => return Answer::Picture(live.output.latest(), quality),
         }
-        None
+        Answer::Now(ControlReply::Done)
     })?;
-    let Some((latest, quality)) = picture else { return Ok(ControlReply::Done) };
+    let (latest, quality) = match answer {
+        Answer::Now(reply) => return Ok(reply),
+        Answer::Picture(latest, quality) => (latest, quality),
+    };
     let (picture, tag) =
         latest.ok_or_else(|| Error::new(Reason::NotReady, "no frame has been decoded yet"))?;
     let compressed = tokio::task::spawn_blocking(move || codec::jpeg(&picture, quality)).await;

@@ -6,23 +6,29 @@ use std::time::{Duration, Instant};
 use bus::{Bus, Endpoint};
 use contract::error::{Error, Reason};
 use contract::event::SessionEvent;
-use contract::ids::SessionSlot;
+use contract::ids::{Digest, Incarnation, SessionSlot};
 use contract::media::MediaPart;
 use contract::model::Size;
 use contract::session::CreateSession;
 use contract::subjects;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
+use tracing::warn;
 
 use super::Making;
+use super::lives::Life;
 use crate::events::Events;
 use crate::history::FRAMES_PER_LATENT;
-use crate::mailbox::Mailbox;
+use crate::keeper::Keeper;
+use crate::mailbox::{Ending, Mailbox};
 use crate::media::Stream;
 use crate::output::{MediaSink, Output, OutputControl};
 use crate::session::{self, Parts, Shown};
 
 pub(super) struct Live {
+    pub(super) incarnation: Incarnation,
+    /// Digest of the session's resume token.
+    pub(super) resume: Digest,
     pub(super) slot: SessionSlot,
     pub(super) mailbox: Arc<Mailbox>,
     pub(super) output: OutputControl,
@@ -35,12 +41,14 @@ pub(super) struct Live {
 pub(super) fn start(
     making: &Making,
     request: CreateSession,
+    life: Life,
     size: Size,
     slot: SessionSlot,
     events: mpsc::Sender<SessionEvent>,
 ) -> Result<(Live, oneshot::Receiver<()>), Error> {
-    let stream =
-        Stream { session: request.session, incarnation: request.incarnation, codec: request.codec, size };
+    let update = request.update.max(life.update());
+    let Life { incarnation, past, tenure } = life;
+    let stream = Stream { session: request.session, incarnation, codec: request.codec, size };
     let events = Events::new(events, stream.session, stream.incarnation);
     let shown = Shown::new(stream.session, stream.incarnation);
     let kbps = request.bitrate_kbps.clamp(making.config.min_bitrate_kbps, making.config.max_bitrate_kbps);
@@ -52,8 +60,18 @@ pub(super) fn start(
     };
     let frames = usize::try_from(frames).unwrap_or(usize::MAX);
     let output = Output::start(stream, kbps, frames, events.clone(), shown.clone(), sink)?;
-    let mailbox = Arc::new(Mailbox::new(request.parameters, making.config.patience(), Instant::now()));
+    let patience = making.config.patience();
+    let mailbox = Arc::new(Mailbox::new(request.parameters, update, patience, Instant::now()));
+    let keeper = tenure.map_or_else(Keeper::without_place, |tenure| {
+        let mailbox = Arc::clone(&mailbox);
+        Keeper::start(making.control.clone(), tenure, move |error| {
+            warn!(%error, "the session lives elsewhere");
+            mailbox.end(Ending::Superseded);
+        })
+    });
     let live = Live {
+        incarnation,
+        resume: request.resume,
         slot,
         mailbox: Arc::clone(&mailbox),
         output: output.control(),
@@ -67,6 +85,8 @@ pub(super) fn start(
         studio: making.studio.clone(),
         mesh: making.mesh.clone(),
         mailbox,
+        past,
+        keeper,
         output,
         events,
         shown,

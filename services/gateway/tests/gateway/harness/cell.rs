@@ -105,7 +105,14 @@ impl Cell {
     }
 
     pub(crate) async fn tell(&self, id: SessionId, event: Event) {
-        publish_event(&self.bus, id, event).await;
+        let created = |session: &Session| session.created.as_ref().map(|created| created.incarnation);
+        let incarnation = self.now(id, created).flatten().unwrap_or(Incarnation(1));
+        self.tell_as(id, incarnation, event).await;
+    }
+
+    /// As a life of the session that may be history.
+    pub(crate) async fn tell_as(&self, id: SessionId, incarnation: Incarnation, event: Event) {
+        publish_event(&self.bus, id, incarnation, event).await;
     }
 
     pub(crate) async fn end(&self, id: SessionId, reason: Reason, message: &str) {
@@ -126,8 +133,8 @@ impl Drop for Cell {
     }
 }
 
-async fn publish_event(bus: &Bus, id: SessionId, event: Event) {
-    let message = SessionEvent { session: id, incarnation: Incarnation(1), event };
+async fn publish_event(bus: &Bus, id: SessionId, incarnation: Incarnation, event: Event) {
+    let message = SessionEvent { session: id, incarnation, event };
     let _ = bus.publish(&subjects::session_event(id), &message).await;
 }
 
@@ -198,11 +205,11 @@ async fn serve_create(bus: &Bus, service: &Service, sessions: &Sessions) -> Endp
             let size = request.size.unwrap_or(Size { width: 128, height: 128 });
             model().check_size(size)?;
             let created = SessionCreated { session: id, incarnation: request.incarnation, size };
-            let codec = request.codec;
+            let (codec, incarnation) = (request.codec, request.incarnation);
             sessions.lock().unwrap().insert(id, Session { created: Some(request), ..Session::default() });
             let endpoints = serve_session(&service, &sessions, id).await?;
             tokio::spawn(async move {
-                stream(&bus, &sessions, id, codec, size).await;
+                stream(&bus, &sessions, id, incarnation, codec, size).await;
                 drop(endpoints);
             });
             Ok(created)
@@ -235,6 +242,10 @@ async fn serve_session(
                 Control::Frame { .. } => {
                     ControlReply::Frame { jpeg: vec![0xff, 0xd8, 0xff], chunk_index: ChunkIndex(0) }
                 }
+                Control::Viewer => {
+                    let incarnation = session.created.as_ref().map_or(Incarnation(1), |c| c.incarnation);
+                    ControlReply::Watching { incarnation, state: SessionState::Streaming }
+                }
                 _ => ControlReply::Done,
             }
         });
@@ -264,12 +275,13 @@ async fn stream(
     bus: &Bus,
     sessions: &Sessions,
     id: SessionId,
+    incarnation: Incarnation,
     codec: contract::media::VideoCodec,
     size: Size,
 ) {
     let mut encoder = TestEncoder::new(codec);
-    publish_event(bus, id, Event::State { state: SessionState::Streaming, error: None }).await;
-    publish_event(bus, id, Event::Chunk(Box::new(report(ChunkIndex(0))))).await;
+    publish_event(bus, id, incarnation, Event::State { state: SessionState::Streaming, error: None }).await;
+    publish_event(bus, id, incarnation, Event::Chunk(Box::new(report(ChunkIndex(0))))).await;
     let mut tick = interval(FRAME);
     loop {
         tick.tick().await;
@@ -294,7 +306,7 @@ async fn stream(
         for (part, data) in [head, tail].into_iter().enumerate() {
             let message = MediaPart {
                 session: id,
-                incarnation: Incarnation(1),
+                incarnation,
                 sequence,
                 part: part as u16,
                 parts: 2,
