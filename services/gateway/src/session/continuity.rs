@@ -10,6 +10,8 @@ use crate::cell::Snapshot;
 
 /// Between attempts to find the session again.
 const RETRY: Duration = Duration::from_millis(300);
+/// Who was cut off from the broker too may be back a little later: only then is a session that nobody serves gone.
+const MISSING: Duration = Duration::from_secs(2);
 
 /// What to do next.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +63,8 @@ struct Trouble {
     since: Instant,
     /// No attempt before this.
     next: Instant,
+    /// Since then nobody has served the session.
+    missing: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -90,7 +94,7 @@ impl Continuity {
             && self.trouble.as_ref().is_none_or(|trouble| trouble.cause != cause)
         {
             let since = self.trouble.as_ref().map_or(now, |trouble| trouble.since);
-            self.trouble = Some(Trouble { cause, since, next: now });
+            self.trouble = Some(Trouble { cause, since, next: now, missing: None });
             steps.push(Step::Tell(cause.error()));
         }
         let Some(trouble) = &self.trouble else { return steps };
@@ -140,9 +144,8 @@ impl Continuity {
                 Life::Foreign => return Some(Step::TakenOver),
                 Life::Past => self.owner = None,
             },
-            Err(error) if matches!(error.reason, Reason::NoSuchSession | Reason::NoResponders) => {
-                self.owner = None;
-            }
+            Err(error) if error.reason == Reason::NoSuchSession => self.owner = None,
+            Err(error) if error.reason == Reason::NoResponders && self.is_missing(now) => self.owner = None,
             Err(_) => self.wait(now),
         }
         None
@@ -168,6 +171,11 @@ impl Continuity {
             Err(error) => return Some(Step::GiveUp(error)),
         }
         None
+    }
+
+    fn is_missing(&mut self, now: Instant) -> bool {
+        let since = self.trouble.as_mut().map(|trouble| *trouble.missing.get_or_insert(now));
+        since.is_some_and(|since| now.saturating_duration_since(since) >= MISSING)
     }
 
     fn wait(&mut self, now: Instant) {
@@ -318,14 +326,26 @@ mod tests {
 
     #[test]
     fn one_that_came_back_without_the_session_makes_another_life_of_it() {
-        for reason in [Reason::NoSuchSession, Reason::NoResponders] {
-            let (cell, mut continuity) = Cell::new();
-            continuity.look(cell.now, &cell.empty());
-            continuity.look(cell.after(2), &cell.well());
-            assert_eq!(continuity.asked(cell.after(2), Err(error(reason))), None);
-            let create = Step::Create(cell.old, Incarnation(2));
-            assert!(continuity.look(cell.after(3), &cell.well()).contains(&create));
+        let (cell, mut continuity) = Cell::new();
+        continuity.look(cell.now, &cell.empty());
+        continuity.look(cell.after(2), &cell.well());
+        assert_eq!(continuity.asked(cell.after(2), Err(error(Reason::NoSuchSession))), None);
+        let create = Step::Create(cell.old, Incarnation(2));
+        assert!(continuity.look(cell.after(3), &cell.well()).contains(&create));
+    }
+
+    #[test]
+    fn a_session_that_nobody_serves_is_gone_only_once_everybody_had_time_to_come_back() {
+        let (cell, mut continuity) = Cell::new();
+        continuity.look(cell.now, &Snapshot { connected: false, ..cell.well() });
+        for second in 1..=2 {
+            assert_eq!(continuity.look(cell.after(second), &cell.well()), [Step::Ask]);
+            continuity.asked(cell.after(second), Err(error(Reason::NoResponders)));
         }
+        assert_eq!(continuity.look(cell.after(3), &cell.well()), [Step::Ask]);
+        continuity.asked(cell.after(3), Err(error(Reason::NoResponders)));
+        let create = Step::Create(cell.old, Incarnation(2));
+        assert!(continuity.look(cell.after(3), &cell.well()).contains(&create));
     }
 
     #[test]

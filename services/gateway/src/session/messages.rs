@@ -35,7 +35,7 @@ pub(crate) enum ServerMessage {
         cache_epoch: CacheEpoch,
         /// Whether the history goes on; otherwise it starts anew.
         restored: bool,
-        /// Chunks of the history that were never shown.
+        /// Chunks of the history that were never shown, as far as this connection knows.
         #[serde(skip_serializing_if = "Option::is_none")]
         lost_chunks: Option<u64>,
     },
@@ -80,12 +80,12 @@ impl ServerMessage {
 }
 
 impl ServerMessage {
-    /// `shown`: the last chunk that the client was told of.
+    /// `shown`: the last chunk that this connection was told of.
     pub(crate) fn of(event: Event, shown: Option<ChunkIndex>) -> Self {
         match event {
             Event::Continued { chunk_index, cache_epoch, restored } => {
-                let next = shown.map_or(ChunkIndex(0), ChunkIndex::next);
-                let lost_chunks = restored.then(|| chunk_index.0.saturating_sub(next.0));
+                let lost = |shown: ChunkIndex| chunk_index.0.saturating_sub(shown.next().0);
+                let lost_chunks = shown.filter(|_| restored).map(lost);
                 Self::Continued { chunk_index, cache_epoch, restored, lost_chunks }
             }
             Event::State { state, error } => Self::SessionState { state, error },
@@ -119,7 +119,7 @@ mod tests {
         assert_eq!(continued(true, 9, Some(6)), 2);
         assert_eq!(continued(true, 9, Some(8)), 0);
         assert_eq!(continued(true, 9, Some(9)), 0, "a chunk that is made twice");
-        assert_eq!(continued(true, 2, None), 2);
+        assert_eq!(continued(true, 2, None), Value::Null, "another connection may have shown them");
         assert_eq!(continued(false, 0, Some(6)), Value::Null);
     }
 

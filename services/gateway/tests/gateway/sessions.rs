@@ -140,7 +140,7 @@ async fn a_stage0_that_is_replaced_goes_on_in_the_same_track() {
         Event::Continued { chunk_index: ChunkIndex(3), cache_epoch: CacheEpoch(2), restored: true };
     cell.tell(viewer.id, continued).await;
     let told = viewer.message("continued").await;
-    assert_eq!((&told["chunk_index"], &told["lost_chunks"]), (&json!(3), &json!(3)));
+    assert_eq!((&told["chunk_index"], &told["restored"]), (&json!(3), &json!(true)));
     assert_eq!(gateway.get("/api/v1/cell").await.1["sessions"], 1);
     viewer.connection.close().await.unwrap();
 }
