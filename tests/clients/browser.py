@@ -37,6 +37,14 @@ def main(args):
         if args.prompt:
             chromium.type_prompt(page, args.prompt)
             chromium.wait_frames(page, args.frames)
+        if args.recover:
+            chromium.wait_state(page, "recovering")
+            result["curtain"] = page.inner_text("#curtain")
+            before = page.evaluate(chromium.FRAMES)
+            chromium.wait_state(page, "live")
+            chromium.wait_frames(page, args.frames)
+            result["frames_recovered"] = page.evaluate(chromium.FRAMES) - before
+            result["curtain_away"] = page.evaluate("() => document.getElementById('curtain').classList.contains('away')")
         chromium.shot(page, args)
         result["text"] = page.inner_text("body")
         result["errors"] = errors
@@ -46,4 +54,5 @@ def main(args):
 parser = chromium.arguments(argparse.ArgumentParser())
 parser.add_argument("--frames", type=int, default=40, help="decoded frames to wait for")
 parser.add_argument("--prompt", help="typed into the page while it plays")
+parser.add_argument("--recover", action="store_true", help="wait until the page tells of a fault, and plays on")
 main(parser.parse_args())

@@ -32,7 +32,7 @@ def delete(url):
         return answer.status
 
 
-async def watch(args):
+async def watch(args, resume=None):
     connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
     channel = connection.createDataChannel("parameters")
     transceiver = connection.addTransceiver("video", direction=args.direction)
@@ -40,7 +40,7 @@ async def watch(args):
     wanted = [codec for codec in codecs if codec.mimeType.lower() == f"video/{args.codec}"]
     transceiver.setCodecPreferences(wanted)
     messages, opened, track = [], asyncio.Event(), asyncio.get_running_loop().create_future()
-    stopped = asyncio.Event()
+    stopped, awaited = asyncio.Event(), asyncio.Event()
 
     @channel.on("open")
     def _():
@@ -52,6 +52,8 @@ async def watch(args):
         messages.append({"at": time.monotonic(), **message})
         if message["type"] == "stream_stopped":
             stopped.set()
+        if args.after and args.after in (message["type"], message.get("state")):
+            awaited.set()
 
     @connection.on("track")
     def _(incoming):
@@ -63,6 +65,7 @@ async def watch(args):
         "sdp": connection.localDescription.sdp,
         "type": connection.localDescription.type,
         "initialParameters": json.loads(args.parameters),
+        **({"resumeToken": resume} if resume else {}),
     }
     status, answer = await asyncio.to_thread(post, f"{args.url}/api/v1/webrtc/offer", body)
     if status != 200:
@@ -75,11 +78,15 @@ async def watch(args):
     await asyncio.wait_for(opened.wait(), 20)
     if args.send:
         channel.send(args.send)
-    frames, sizes, deviations, ended = 0, set(), [], None
+    frames, sizes, deviations, ended, times = 0, set(), [], None, []
+    wanted = args.frames
     try:
-        while frames < args.frames:
-            frame = await asyncio.wait_for(incoming.recv(), 30)
+        while frames < wanted:
+            frame = await asyncio.wait_for(incoming.recv(), args.patience if frames else 30)
             frames += 1
+            times.append(time.monotonic())
+            if args.after and not awaited.is_set():
+                wanted = frames + args.frames
             picture = frame.to_ndarray(format="rgb24")
             sizes.add((frame.width, frame.height))
             deviations.append(float(picture.std()))
@@ -102,7 +109,26 @@ async def watch(args):
         "messages": messages,
         "ended": ended,
         "now": time.monotonic(),
+        "longest_gap": max((after - before for before, after in zip(times, times[1:])), default=0),
+        "resume_token": answer["resumeToken"],
     }
+
+
+async def ready(args):
+    for _ in range(600):
+        try:
+            with urllib.request.urlopen(f"{args.url}/ready", timeout=5):
+                return
+        except OSError:
+            await asyncio.sleep(0.05)
+
+
+async def watch_twice(args):
+    """Loses its server while it watches, and goes on with the session once there is one again."""
+    first = await watch(args)
+    await ready(args)
+    args.frames, args.after = args.resumed_frames, None
+    return {"first": first, "second": await watch(args, first["resume_token"])}
 
 
 def main():
@@ -113,9 +139,15 @@ def main():
     parser.add_argument("--frames", type=int, default=40)
     parser.add_argument("--parameters", default='{"prompts": [{"text": "a red fox", "weight": 1}]}')
     parser.add_argument("--send", help="a message for the data channel once it is open")
+    parser.add_argument("--after", help="count frames only once this message, or session state, has come")
+    parser.add_argument("--patience", type=float, default=30, help="seconds without a frame that end the stream")
+    parser.add_argument("--resume", help="the resume token of an earlier answer")
+    parser.add_argument("--resumed-frames", type=int, help="connect again when the stream ends, for so many frames")
     parser.add_argument("--until-stopped", action="store_true", help="stay until stream_stopped arrives")
     parser.add_argument("--delete", action="store_true", help="end the session by DELETE")
-    print(json.dumps(asyncio.run(asyncio.wait_for(watch(parser.parse_args()), 150))))
+    args = parser.parse_args()
+    seen = watch_twice(args) if args.resumed_frames else watch(args, args.resume)
+    print(json.dumps(asyncio.run(asyncio.wait_for(seen, 150))))
 
 
 main()

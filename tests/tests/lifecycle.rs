@@ -31,7 +31,8 @@ async fn a_gateway_is_live_at_once_and_ready_when_the_mesh_is() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_stage0_ends_the_stream_with_a_message_and_readiness_within_2_s() {
-    let mut cell = Cell::builder().ready().await;
+    // Nobody comes to take its place.
+    let mut cell = Cell::builder().env("gateway", "KINEMESH_GATEWAY__RECOVERY_S", "1").ready().await;
     let url = cell.url();
     let watcher = python::start("webrtc_view.py", &["--url", &url, "--frames", "20", "--until-stopped"]);
     let http = cell.http();
