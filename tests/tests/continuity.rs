@@ -142,6 +142,11 @@ async fn a_restored_session_makes_the_chunk_that_the_dead_one_would_have_made() 
     viewer.chunks_until(4).await;
     cell.signal("stage0", Signal::Kill);
     cell.exit("stage0", Duration::from_secs(5)).await;
+    let http = cell.http();
+    wait::until("the loss is noticed", Duration::from_secs(20), || async {
+        (http.get("/ready").await.status == 503).then_some(())
+    })
+    .await;
     cell.start_process("stage0");
     cell.wait_ready(Duration::from_secs(60)).await;
     let mut viewer = viewer.again(&cell.id()).await.unwrap();
