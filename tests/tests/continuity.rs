@@ -74,7 +74,7 @@ fn index(report: &Value) -> u64 {
 async fn a_killed_stage0_costs_two_chunks_at_most_and_the_connection_never_knew() {
     let mut cell = Cell::builder().ready().await;
     let url = cell.url();
-    let args = ["--url", &url, "--after", "continued", "--frames", "40"];
+    let args = ["--url", &url, "--after", "continued", "--frames", "100"];
     let watcher = python::start("webrtc_view.py", &args);
     let id = streaming(&cell, 60).await;
     let owl = json!({"prompts": [{"text": "an owl", "weight": 1.0}], "kv_cache_attention_bias": 0.5});
@@ -84,6 +84,10 @@ async fn a_killed_stage0_costs_two_chunks_at_most_and_the_connection_never_knew(
     in_state(&cell, "recovering").await;
     wait::assert_within("the client is told", killed.elapsed(), Duration::from_secs(2));
     cell.start_process("stage0");
+    in_state(&cell, "streaming").await;
+    assert_eq!(incarnations(&cell).await, [2]);
+    let parameters = cell.http().get("/api/v1/session/parameters").await.json();
+    assert_eq!(parameters["parameters"]["kv_cache_attention_bias"], 0.5, "{parameters}");
     let seen = watcher.finish(PATIENCE).await;
     assert_played_on(&seen, Duration::from_secs(6));
     assert_eq!(seen["session"].as_str(), Some(id.as_str()));
@@ -106,8 +110,6 @@ async fn a_killed_stage0_costs_two_chunks_at_most_and_the_connection_never_knew(
     let epoch = |report: &Value| report["cache_epoch"].as_u64().unwrap();
     assert!(before.iter().all(|report| epoch(report) < epoch(continued)), "{continued}");
     assert_eq!(after[0]["frames"], 12, "no history begins");
-    let parameters = cell.http().get("/api/v1/session/parameters").await.json();
-    assert_eq!(parameters["parameters"]["kv_cache_attention_bias"], 0.5, "{parameters}");
 }
 
 async fn digests(viewer: &mut Viewer, last: u64) -> Vec<Digest> {
