@@ -63,7 +63,7 @@ impl Trace {
                     self.troubled(at);
                 }
             }
-            Event::Applied { .. } => {}
+            Event::Applied { .. } | Event::Continued { .. } => {}
         }
     }
 
