@@ -257,6 +257,18 @@ impl Cell {
         self.processes.start(spec);
     }
 
+    /// Adds a process that is a variation of another one.
+    ///
+    /// # Panics
+    /// If `like` is not a process of this cell.
+    pub fn start_beside(&mut self, name: &str, like: &str, env: &[(&str, &str)]) {
+        let mut spec = self.specs.get(like).unwrap_or_else(|| panic!("no process {like}")).clone();
+        name.clone_into(&mut spec.name);
+        env.iter().for_each(|(key, value)| set(&mut spec, key, value));
+        self.specs.insert(name.to_owned(), spec);
+        self.start_process(name);
+    }
+
     /// Kills a process, and nobody starts it again but the test.
     pub fn remove(&self, name: &str) {
         self.processes.abandon(name);

@@ -198,7 +198,7 @@ async fn a_session_without_a_stored_state_begins_anew_and_says_so() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stage0_that_stood_still_goes_on_in_the_same_life() {
-    let mut cell = Cell::builder().ready().await;
+    let cell = Cell::builder().ready().await;
     let url = cell.url();
     let watcher =
         python::start("webrtc_view.py", &["--url", &url, "--after", "recovering", "--frames", "60"]);
@@ -221,7 +221,7 @@ async fn a_stage0_that_was_replaced_while_it_stood_still_is_fenced_and_read_by_n
         python::start("webrtc_view.py", &["--url", &url, "--after", "continued", "--frames", "150"]);
     streaming(&cell, 30).await;
     cell.signal("stage0", Signal::Stop);
-    cell.start_variation("stage0b", "stage0", &[("KINEMESH_HTTP__PORT", "0")]);
+    cell.start_beside("stage0b", "stage0", &[("KINEMESH_HTTP__PORT", "0")]);
     in_state(&cell, "recovering").await;
     in_state(&cell, "streaming").await;
     assert_eq!(incarnations(&cell).await, [2]);
@@ -288,7 +288,7 @@ async fn the_broker_goes_and_comes_back_under_a_stream() {
     let indices: Vec<_> = of_type(&seen, "chunk").into_iter().map(index).collect();
     assert!(indices.is_sorted(), "the history goes on: {indices:?}");
     for name in ["gateway", "stage0", "leader", "worker1"] {
-        assert!(cell.process(name).ended().is_none(), "{name} ended");
+        assert!(cell.pid(name).is_some(), "{name} ended");
     }
     let epoch = |report: &Value| report["mesh_epoch"].as_u64();
     let epochs: Vec<_> = of_type(&seen, "chunk").into_iter().map(epoch).collect();

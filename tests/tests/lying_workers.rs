@@ -43,7 +43,8 @@ async fn told(viewer: &mut Viewer, text: &[&str]) -> String {
 
 fn leader_fault(status: &ProcessStatus, text: &[&str]) -> bool {
     let fault = status.mesh.as_ref().and_then(|mesh| mesh.last_fault.as_ref());
-    status.role == Role::MeshLeader && fault.is_some_and(|fault| text.iter().all(|text| fault.contains(text)))
+    status.role == Role::MeshLeader
+        && fault.is_some_and(|fault| text.iter().all(|text| fault.what.contains(text)))
 }
 
 async fn an_honest_worker_mends_it(cell: &mut Cell, viewer: &mut Viewer) {

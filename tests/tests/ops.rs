@@ -74,7 +74,7 @@ async fn status_tells_the_truth_of_every_process_and_session() {
     assert_eq!(status["answered_by"]["instance"], stage0["instance"]);
     for (name, role) in PROCESSES {
         let told = process(&status, role);
-        let pid = cell.process(name).pid();
+        let pid = cell.pid(name).unwrap();
         assert_eq!(told["pid"], pid, "{name}");
         let pages = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap();
         let resident = pages.split(' ').nth(1).unwrap().parse::<f64>().unwrap() * 4096.0;
@@ -159,7 +159,7 @@ async fn a_drain_ends_the_sessions_and_stage0_and_nothing_else() {
     assert_eq!(process(&after, "stage0")["instance"], first["instance"]);
     assert_eq!((&after["ready"], &after["waiting_for"]), (&json!(false), &json!("stage0")));
     for name in ["gateway", "leader", "worker1"] {
-        assert!(cell.process(name).ended().is_none(), "{name} has ended");
+        assert!(cell.pid(name).is_some(), "{name} has ended");
     }
 
     cell.start_process("stage0");
@@ -173,7 +173,7 @@ async fn a_drain_ends_the_sessions_and_stage0_and_nothing_else() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stage0_that_drains_refuses_new_sessions_with_the_reason() {
-    let mut cell = Cell::builder().ready().await;
+    let cell = Cell::builder().ready().await;
     let operator = Operator::connect(&cell).await;
     let mut viewer = viewer(&cell).await;
     viewer.chunk().await;
@@ -228,7 +228,7 @@ async fn a_shutdown_ends_stage0_and_the_mesh_with_code_0() {
         wait::assert_within(name, asked.elapsed(), bound);
         assert_eq!(status.code(), Some(0), "{name}: {status}");
     }
-    assert!(cell.process("gateway").ended().is_none());
+    assert!(cell.pid("gateway").is_some());
 }
 
 /// Every dump of a process, header and events as text.
@@ -256,7 +256,7 @@ async fn a_killed_worker_leaves_the_call_in_the_flight_recorders_of_the_others()
             .find(|(header, _)| header["why"].to_string().contains("rank 1"))
     })
     .await;
-    assert_eq!(header["pid"], cell.process("leader").pid());
+    assert_eq!(header["pid"], cell.pid("leader").unwrap());
     assert!(header["started_unix_ms"].as_u64() > Some(1_700_000_000_000), "{header}");
     let called = |line: &str| {
         line.contains(r#""kind":"in""#) && line.contains("infer call") && line.contains(&session)
@@ -278,7 +278,7 @@ async fn a_killed_worker_leaves_the_call_in_the_flight_recorders_of_the_others()
     })
     .await;
     let worker = process(&status, "tp_worker");
-    assert_eq!(worker["pid"], cell.process("worker1").pid());
+    assert_eq!(worker["pid"], cell.pid("worker1").unwrap());
     let fault = &process(&status, "mesh_leader")["mesh"]["last_fault"];
     assert!(fault["what"].as_str().unwrap().contains("rank 1"), "{fault}");
     assert!(number(&fault["age_ms"]) < 60_000.0, "{fault}");
@@ -292,7 +292,7 @@ fn recorded(status: &Value, role: &str) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn status_brings_the_recent_events_of_each_process_that_lives() {
-    let mut cell = Cell::builder().ready().await;
+    let cell = Cell::builder().ready().await;
     let operator = Operator::connect(&cell).await;
     let mut viewer = viewer(&cell).await;
     // Enough for the recorders to be full.
@@ -321,8 +321,7 @@ async fn status_brings_the_recent_events_of_each_process_that_lives() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_frozen_leader_costs_a_call_its_measured_budget_and_the_client_is_told() {
     let floor = 700.0;
-    let mut cell =
-        Cell::builder().env("stage0", "KINEMESH_STAGE0__CALL_BUDGET_FLOOR_MS", "700").ready().await;
+    let cell = Cell::builder().env("stage0", "KINEMESH_STAGE0__CALL_BUDGET_FLOOR_MS", "700").ready().await;
     let operator = Operator::connect(&cell).await;
     let mut viewer = viewer(&cell).await;
     viewer.chunks_until(20).await;

@@ -12,7 +12,7 @@ const PATIENCE: Duration = Duration::from_secs(180);
 #[tokio::test(flavor = "multi_thread")]
 async fn a_page_whose_gateway_is_killed_says_so_and_comes_back_with_what_was_sent() {
     let mut cell = Cell::builder().ready().await;
-    let pid = cell.process("gateway").pid().to_string();
+    let pid = cell.pid("gateway").unwrap().to_string();
     let mut page = python::start("page_outage.py", &["--url", &cell.url(), "--pid", &pid]);
     cell.exit("gateway", PATIENCE).await;
     page.says("interrupted", PATIENCE).await;

@@ -135,7 +135,7 @@ mod tests {
             json!({"type": "error", "error": {"class": "invalid_argument", "reason": "bad_field", "retryable": false,
                 "message": "noise_scale is 2"}, "refused": true})
         );
-        let failed = ServerMessage::from(Event::Error { error: error.for_client() });
+        let failed = ServerMessage::of(Event::Error { error: error.for_client() }, None);
         assert!(parsed(&failed).get("refused").is_none(), "no update of the client's failed");
         let changed = Parameters { base_seed: Some(7), ..Parameters::default() };
         let updated = ServerMessage::ParametersUpdated { parameters: Box::new(changed) };
