@@ -54,7 +54,7 @@ fn assert_budget_follows(stage0: &Value, floor_ms: f64) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn status_tells_the_truth_of_every_process_and_session() {
-    let mut cell = Cell::builder().ready().await;
+    let cell = Cell::builder().ready().await;
     let operator = Operator::connect(&cell).await;
     let mut viewer = viewer(&cell).await;
     viewer.chunks_until(9).await;
@@ -213,7 +213,7 @@ async fn a_reset_cuts_the_one_session_it_names() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shutdown_ends_stage0_and_the_mesh_with_code_0() {
-    let mut cell = Cell::builder().ready().await;
+    let cell = Cell::builder().ready().await;
     let operator = Operator::connect(&cell).await;
     let mut viewer = viewer(&cell).await;
     viewer.chunk().await;
