@@ -18,36 +18,73 @@ pub(crate) fn context_frames(head: &Tensor, latents: &Tensor, frames: i64) -> Re
 #[cfg(test)]
 pub(crate) mod tests {
     use std::collections::HashMap;
-    use std::path::PathBuf;
+
+    use safetensors::SafeTensors;
 
     use super::*;
+    use crate::history::Head;
 
-    pub(crate) fn golden_stream() -> HashMap<String, Tensor> {
-        let folder = std::env::var_os("KINEMESH_GOLDENS").map_or_else(
-            || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared/wan/tests/goldens"),
-            PathBuf::from,
-        );
-        let path = folder.join("causal_dit_stream_krea.safetensors");
-        Tensor::read_safetensors(path).unwrap().into_iter().collect()
+    include!("../../../shared/wan/tests/support/folder.rs");
+
+    /// The Krea run of the reference data.
+    pub(crate) struct GoldenStream {
+        tensors: HashMap<String, Tensor>,
+        run: serde_json::Value,
+    }
+
+    impl GoldenStream {
+        pub(crate) fn open() -> Self {
+            let path = path("causal_dit_stream_krea.safetensors");
+            let (_, metadata) = SafeTensors::read_metadata(&std::fs::read(&path).unwrap()).unwrap();
+            let run = &metadata.metadata().as_ref().expect("metadata")["run"];
+            let tensors = Tensor::read_safetensors(path).unwrap().into_iter().collect();
+            Self { tensors, run: serde_json::from_str(run).unwrap() }
+        }
+
+        /// A number that the run was made with.
+        pub(crate) fn number(&self, key: &str) -> u32 {
+            let stated = self.run[key].as_u64().unwrap_or_else(|| panic!("the run states no {key}"));
+            stated.try_into().unwrap()
+        }
+
+        pub(crate) fn steps(&self) -> usize {
+            self.run["denoising_steps"].as_array().expect("denoising_steps in the run").len()
+        }
+
+        pub(crate) fn find(&self, chunk: usize, key: &str) -> Option<&Tensor> {
+            self.tensors.get(&format!("chunk{chunk}.{key}"))
+        }
+
+        /// The result of a chunk, which is the clean prediction of its last step.
+        fn latents(&self, chunk: usize) -> Option<&Tensor> {
+            let last = self.steps() - 1;
+            self.find(chunk, "latents").or_else(|| self.find(chunk, &format!("step{last}.x0_pred")))
+        }
+
+        /// Compares the context that chunk `chunk` was rebuilt from, where the set has it and what it is made of.
+        pub(crate) fn check_context(&self, chunk: usize, head: Head) {
+            let Some(expected) = self.find(chunk, "context_frames") else { return };
+            let Some(latents) = self.latents(chunk - 1) else { return };
+            let head = match head {
+                Head::FirstLatent => self.latents(0),
+                Head::Reencoded { .. } => self.find(chunk, "reencoded_first_frame"),
+            };
+            // A head that the set does not give is the one of the context itself: what is left then are the last latents.
+            let head = head.unwrap_or(expected).narrow(1, 0, 1);
+            let frames = self.number("kv_cache_num_frames").into();
+            let context = context_frames(&head, latents, frames).unwrap();
+            assert!(context.equal(expected), "chunk {chunk}: context_frames");
+        }
     }
 
     #[test]
-    fn contexts_are_those_of_the_golden_stream() {
-        let golden = golden_stream();
-        let get = |chunk: usize, key: &str| golden.get(&format!("chunk{chunk}.{key}"));
-        let mut compared = 0;
-        for chunk in 1.. {
-            let (Some(latents), Some(expected)) = (get(chunk - 1, "latents"), get(chunk, "context_frames"))
-            else {
-                break;
-            };
-            let head = match get(chunk, "reencoded_first_frame") {
-                Some(head) => head.shallow_clone(),
-                None => latents.narrow(1, 0, 1),
-            };
-            assert!(context_frames(&head, latents, 3).unwrap().equal(expected), "chunk {chunk}");
-            compared += 1;
-        }
-        assert!(compared >= 2, "the set holds only {compared} contexts");
+    fn a_context_is_the_head_and_the_last_latents() {
+        let latents = Tensor::arange(3, (tch::Kind::Float, tch::Device::Cpu)).reshape([1, 3, 1, 1, 1]);
+        let head = Tensor::full([1, 1, 1, 1, 1], 9.0, (tch::Kind::Double, tch::Device::Cpu));
+        let context =
+            |frames| context_frames(&head, &latents, frames).map(|c| Vec::<f32>::try_from(c.flatten(0, -1)));
+        assert_eq!(context(3).unwrap().unwrap(), [9.0, 1.0, 2.0]);
+        assert_eq!(context(2).unwrap().unwrap(), [9.0, 2.0]);
+        assert!(context(5).is_err());
     }
 }

@@ -96,22 +96,56 @@ impl Block {
         cache: &mut KvCache,
         tp: &Tp,
     ) -> Result<(), DitError> {
-        let Modulations { attention: time1, feed_forward: time2 } = time;
-        let size = x.size();
-        let sequence = |t: &Tensor| t.f_reshape([1, -1, size[2]]);
+        self.add_self_attn(x, time, pass, cache, tp)?;
+        self.add_cross_attn(x, text, tp)?;
+        self.add_ffn(x, time, tp)
+    }
 
-        let attended = sequence(&time1.modulate(x, self.eps)?)?;
+    /// The first third of [`Self::forward`].
+    ///
+    /// # Errors
+    /// As for [`Self::forward`].
+    pub fn add_self_attn(
+        &self,
+        x: &mut Tensor,
+        time: &Modulations,
+        pass: &SelfAttentionPass,
+        cache: &mut KvCache,
+        tp: &Tp,
+    ) -> Result<(), DitError> {
+        let (size, time) = (x.size(), &time.attention);
+        let attended = sequence(&time.modulate(x, self.eps)?)?;
         let attended = self.self_attn.forward(&attended, pass, cache, tp)?;
-        time1.add_gated(x, &attended.f_view(size.as_slice())?)?;
+        Ok(time.add_gated(x, &attended.f_view(size.as_slice())?)?)
+    }
 
+    /// The second third of [`Self::forward`].
+    ///
+    /// # Errors
+    /// As for [`Self::forward`].
+    pub fn add_cross_attn(&self, x: &mut Tensor, text: &(Tensor, Tensor), tp: &Tp) -> Result<(), DitError> {
+        let size = x.size();
         let crossed = sequence(&layer_norm(x, Some((&self.norm3.0, &self.norm3.1)), self.eps)?)?;
         let crossed = self.cross_attn.forward(&crossed, text, tp)?;
         let _ = x.f_add_(&crossed.f_view(size.as_slice())?)?;
-
-        let fed = self.ffn.forward(&time2.modulate(x, self.eps)?, tp)?;
-        time2.add_gated(x, &fed)?;
         Ok(())
     }
+
+    /// The last third of [`Self::forward`].
+    ///
+    /// # Errors
+    /// As for [`Self::forward`].
+    pub fn add_ffn(&self, x: &mut Tensor, time: &Modulations, tp: &Tp) -> Result<(), DitError> {
+        let time = &time.feed_forward;
+        let fed = self.ffn.forward(&time.modulate(x, self.eps)?, tp)?;
+        Ok(time.add_gated(x, &fed)?)
+    }
+}
+
+/// `[1, F * S, dim]` of tokens `[F, S, dim]`.
+fn sequence(x: &Tensor) -> Result<Tensor, TchError> {
+    let width = x.size().last().copied().unwrap_or(0);
+    x.f_reshape([1, -1, width])
 }
 
 /// Linear, GELU (tanh form), linear.

@@ -87,13 +87,18 @@ impl Vae {
     /// Reads the weights under their original Wan names.
     ///
     /// # Errors
-    /// Whatever the source says of a tensor that is missing or has another shape.
+    /// The config asks for what this network has not; or whatever the source says of a tensor that is missing or has
+    /// another shape.
     pub fn load(
         config: &VaeConfig,
         source: &dyn TensorSource,
         device: Device,
         kind: Kind,
     ) -> Result<Self, WeightsError> {
+        if !config.attn_scales.is_empty() {
+            let what = format!("vae attn_scales {:?}; allowed: none", config.attn_scales);
+            return Err(WeightsError::Unsupported { what });
+        }
         let _guard = tch::no_grad_guard();
         let constant = |values: &[f64]| {
             Tensor::from_slice(values).to_kind(Kind::Float).to_device(device).reshape([1, -1, 1, 1])
