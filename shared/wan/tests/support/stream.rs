@@ -189,9 +189,12 @@ impl Run {
 
     /// The set feeds a frame of its own here; where it does not, the stream's oldest frame in the window is encoded.
     fn reencoded(&self, index: usize, start: i64, history: &[Tensor]) -> Tensor {
-        let input = |key: &str| self.inputs.find(&format!("chunk{index}.{key}"));
-        let given = input("reencoded_first_frame")
-            .or_else(|| input("context_frames").map(|context| context.narrow(1, 0, 1)));
+        let key = |name: &str| format!("chunk{index}.{name}");
+        // A run's own context says what it was fed; where the results have none, it was fed what the inputs' run was.
+        let context =
+            [&self.results, &self.inputs].into_iter().find_map(|file| file.find(&key("context_frames")));
+        let given = self.inputs.find(&key("reencoded_first_frame"));
+        let given = given.or_else(|| Some(context?.narrow(1, 0, 1)));
         given.unwrap_or_else(|| {
             let factor = vae::config().temporal_factor();
             let span = 1 + (self.config.kv_cache_num_frames - 1) * factor;
