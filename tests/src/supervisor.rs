@@ -88,12 +88,12 @@ impl Supervisor {
     /// It is not started again when it ends.
     pub(crate) fn abandon(&self, name: &str) {
         let mut table = lock(&self.table);
-        if let Some(mut member) = table.members.remove(name) {
-            if let State::Running(process) = &mut member.state {
-                process.signal(Signal::Kill);
-                let status = process.wait();
-                table.ends.push(End { name: name.to_owned(), pid: process.pid(), status });
-            }
+        if let Some(mut member) = table.members.remove(name)
+            && let State::Running(process) = &mut member.state
+        {
+            process.signal(Signal::Kill);
+            let status = process.wait();
+            table.ends.push(End { name: name.to_owned(), pid: process.pid(), status });
         }
     }
 

@@ -79,8 +79,8 @@ impl StoredTensor {
     /// # Errors
     /// `bad_shape` unless the data is exactly what shape and dtype say.
     pub fn check(&self) -> Result<(), Error> {
-        let dims = self.shape.iter().map(|n| usize::try_from(*n).ok());
-        let count = dims.fold(Some(1usize), |product, n| product?.checked_mul(n?));
+        let mut dims = self.shape.iter().map(|n| usize::try_from(*n).ok());
+        let count = dims.try_fold(1usize, |product, n| product.checked_mul(n?));
         let bytes = count.and_then(|count| count.checked_mul(self.dtype.bytes()));
         if bytes == Some(self.data.len()) {
             return Ok(());

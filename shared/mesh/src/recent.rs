@@ -39,7 +39,7 @@ impl Recent {
     /// For status; `None` without any.
     #[must_use]
     pub fn times(&self) -> Option<RunTimes> {
-        let ms = |took: Duration| took.as_secs_f32() * 1e3;
+        let ms = |took: Duration| (took.as_secs_f64() * 1e3) as f32;
         Some(RunTimes {
             count: u32::try_from(self.took.len()).unwrap_or(u32::MAX),
             last_ms: ms(*self.took.back()?),
