@@ -285,13 +285,16 @@ impl Cell {
         self.processes.signal(name, signal);
     }
 
-    /// Waits for the end of what runs under this name now.
+    /// Waits for the end of what runs under this name now; if nothing does, it is the last end there was.
     ///
     /// # Panics
-    /// If nothing does.
+    /// If nothing ran under this name, or it does not end in time.
     pub async fn exit(&self, name: &str, within: Duration) -> ExitStatus {
-        let pid = self.pid(name).unwrap_or_else(|| panic!("{name} is not running"));
-        self.end(pid, within).await.status
+        if let Some(pid) = self.pid(name) {
+            return self.end(pid, within).await.status;
+        }
+        let last = self.ends().into_iter().rfind(|end| end.name == name);
+        last.unwrap_or_else(|| panic!("{name} never ran")).status
     }
 
     /// The end of a process by its id, which may have come already.

@@ -56,7 +56,8 @@ async fn bytes_cross_in_order_and_a_delay_holds_each_of_them_up() {
     let (mut from, mut to) = stream.split();
     let mut back = vec![0; long.len()];
     let (sent, received) = tokio::join!(to.write_all(&long), from.read_exact(&mut back));
-    (sent.unwrap(), received.unwrap());
+    sent.unwrap();
+    received.unwrap();
     assert_eq!(back, long);
 
     proxy.delay(MOMENT);

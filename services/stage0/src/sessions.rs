@@ -272,15 +272,15 @@ impl Sessions {
 
     /// Takes no more sessions and ends those that run, each with `error` as its last event. Returns whose.
     pub(crate) fn close(&self, error: &Error) -> Vec<SessionId> {
-        self.close_with(error, Ending::Process(error.clone()))
+        self.close_with(error, &Ending::Process(error.clone()))
     }
 
     /// Takes no more sessions, and leaves those that run to whoever goes on with them. Returns whose.
     pub(crate) fn hand_over(&self, error: &Error) -> Vec<SessionId> {
-        self.close_with(error, Ending::HandOver(error.clone()))
+        self.close_with(error, &Ending::HandOver(error.clone()))
     }
 
-    fn close_with(&self, error: &Error, ending: Ending) -> Vec<SessionId> {
+    fn close_with(&self, error: &Error, ending: &Ending) -> Vec<SessionId> {
         let mut state = self.lock();
         state.closed.get_or_insert_with(|| error.clone());
         state.events = None;

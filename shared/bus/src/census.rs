@@ -219,7 +219,7 @@ mod tests {
         let start = Instant::now();
         let mut census = Census::new(start);
         let (first, second) = (process(Role::TpWorker, Some(1)), process(Role::TpWorker, Some(1)));
-        census.hear(start, first.clone());
+        census.hear(start, first);
         let later = start + 4_000 * MS;
         let silent = &report(&census, later).processes[0];
         assert_eq!((silent.state, silent.age_ms, silent.restarts), (ProcessState::Silent, 4_000, 0));
