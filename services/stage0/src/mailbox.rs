@@ -36,10 +36,16 @@ pub(crate) enum Ending {
     Superseded,
 }
 
+/// Which call an answer is of: a session's calls are numbered as they are asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Asked(u64);
+
 struct State {
     waiting: Drained,
     paused: bool,
     viewers: Viewers,
+    /// The call whose answer is awaited, or was taken.
+    asked: Asked,
     outcome: Option<Outcome>,
     ending: Option<Ending>,
 }
@@ -55,7 +61,8 @@ impl Mailbox {
         let paused = initial.paused == Some(true);
         let waiting = Drained { parameters: initial, update, arrived: Some(now) };
         let viewers = Viewers::new(patience, now);
-        let state = State { waiting, paused, viewers, outcome: None, ending: None };
+        let asked = Asked::default();
+        let state = State { waiting, paused, viewers, asked, outcome: None, ending: None };
         Self { state: Mutex::new(state), changed: Condvar::new() }
     }
 
@@ -103,9 +110,21 @@ impl Mailbox {
         self.lock().viewers.attendance(now) != Attendance::Watched
     }
 
-    /// The answer of the call in flight.
-    pub(crate) fn deliver(&self, outcome: Outcome) {
-        self.put(|state| state.outcome = Some(outcome));
+    /// A call is about to be made: the answers of those before it are not wanted any more.
+    pub(crate) fn ask(&self) -> Asked {
+        let mut state = self.lock();
+        state.asked.0 += 1;
+        state.outcome = None;
+        state.asked
+    }
+
+    /// The answer of a call; one that came too late is dropped.
+    pub(crate) fn deliver(&self, asked: Asked, outcome: Outcome) {
+        self.put(|state| {
+            if state.asked == asked {
+                state.outcome = Some(outcome);
+            }
+        });
     }
 
     /// The first ending counts.
@@ -170,11 +189,6 @@ impl Mailbox {
             state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
-
-    /// Forgets an answer that came too late.
-    pub(crate) fn forget_outcome(&self) {
-        self.lock().outcome = None;
-    }
 }
 
 #[cfg(test)]
@@ -223,6 +237,21 @@ mod tests {
         assert_eq!(mailbox.check(now + Duration::from_secs(70)), Err(Ending::NobodyWatches));
         mailbox.viewer(now + Duration::from_secs(65));
         assert_eq!(mailbox.check(now + Duration::from_secs(70)), Ok(()));
+    }
+
+    #[test]
+    fn the_late_answer_of_an_earlier_call_is_not_taken_for_that_of_the_next() {
+        let mailbox = mailbox();
+        let failed = |text: &str| Outcome::failed(Error::new(Reason::RankLost, text));
+        let first = mailbox.ask();
+        let second = mailbox.ask();
+        mailbox.deliver(second, failed("second"));
+        mailbox.deliver(first, failed("first"));
+        let outcome = mailbox.outcome(Instant::now()).unwrap();
+        assert_eq!(
+            outcome.result.err().unwrap().to_string(),
+            failed("second").result.err().unwrap().to_string()
+        );
     }
 
     #[test]

@@ -17,7 +17,7 @@ use contract::tensor::TensorKey;
 use tch::Tensor;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::mailbox::Mailbox;
+use crate::mailbox::{Asked, Mailbox};
 
 pub(crate) use actor::{Settings, start};
 
@@ -26,8 +26,15 @@ pub(crate) struct Job {
     /// Passed preflight; its tensors lie nowhere yet.
     pub infer: Infer,
     pub tensors: Vec<(TensorKey, Tensor)>,
-    /// Where the outcome goes.
+    /// Where the outcome goes, and as the answer to what.
     pub mailbox: Arc<Mailbox>,
+    pub asked: Asked,
+}
+
+impl Job {
+    fn deliver(&self, outcome: Outcome) {
+        self.mailbox.deliver(self.asked, outcome);
+    }
 }
 
 /// What became of a job.
@@ -100,7 +107,7 @@ impl MeshHandle {
                 (job, Reason::SessionEnded, "the mesh client has stopped")
             }
         };
-        job.mailbox.deliver(Outcome::failed(Error::new(reason, text)));
+        job.deliver(Outcome::failed(Error::new(reason, text)));
     }
 
     pub(crate) fn view(&self) -> MeshView {

@@ -78,9 +78,19 @@ impl Output {
         shown: Shown,
         sink: impl MediaSink + 'static,
     ) -> Result<Self, Error> {
-        let failed =
-            |what: String| Error::new(Reason::Internal, "the video encoder cannot be started").detail(what);
-        let encoder = codec::encoder(stream.codec, stream.size, kbps).map_err(|e| failed(e.to_string()))?;
+        let encoder =
+            codec::encoder(stream.codec, stream.size, kbps).map_err(|e| cannot_start(e.to_string()))?;
+        Self::start_with(encoder, stream, chunk_frames, events, shown, sink)
+    }
+
+    fn start_with(
+        encoder: Box<dyn VideoEncoder>,
+        stream: Stream,
+        chunk_frames: usize,
+        events: Events,
+        shown: Shown,
+        sink: impl MediaSink + 'static,
+    ) -> Result<Self, Error> {
         let state = State {
             queue: FrameQueue::new(CHUNKS * chunk_frames),
             pacer: Pacer::new(Instant::now()),
@@ -105,7 +115,7 @@ impl Output {
         let thread = std::thread::Builder::new()
             .name("output".to_owned())
             .spawn(move || sender.run())
-            .map_err(|e| failed(e.to_string()))?;
+            .map_err(|e| cannot_start(e.to_string()))?;
         Ok(Self { shared, events, thread: Some(thread) })
     }
 
@@ -211,13 +221,18 @@ struct Sender<S> {
 impl<S: MediaSink> Sender<S> {
     fn run(mut self) {
         let mut last: Option<(Arc<I420>, Tag)> = None;
-        while let Some(work) = self.next(last.as_ref()) {
+        while let Some(mut work) = self.next(last.as_ref()) {
             last = Some((Arc::clone(&work.frame.picture), work.frame.tag));
+            let (report, keyframe, dropped) = (work.frame.report.take(), work.keyframe, work.dropped);
             if let Err(error) = self.send(work) {
                 warn!(session = %self.stream.session, %error, "a frame could not be encoded");
                 let error =
                     Error::new(Reason::Internal, "a frame could not be encoded").detail(error.to_string());
                 self.events.error(&error);
+                self.shared.lock().keyframe |= keyframe;
+            }
+            if let Some(report) = report {
+                self.report(report, dropped);
             }
         }
     }
@@ -251,11 +266,10 @@ impl<S: MediaSink> Sender<S> {
     }
 
     fn send(&mut self, work: Work) -> Result<(), CodecError> {
-        let Work { frame, timestamp, keyframe, kbps, dropped } = work;
+        let Work { frame, timestamp, keyframe, kbps, .. } = work;
         let started = Instant::now();
         if let Some(kbps) = kbps {
-            self.encoder.set_bitrate(kbps)?;
-            metrics::gauge!(metric_names::BITRATE_BITS).set(f64::from(kbps) * 1000.0);
+            self.set_bitrate(kbps);
         }
         let unit = self.encoder.encode(&frame.picture, keyframe)?;
         metrics::counter!(metric_names::FRAMES).increment(1);
@@ -279,10 +293,17 @@ impl<S: MediaSink> Sender<S> {
             self.shared.lock().keyframe = true;
             warn!(session = %self.stream.session, %error, "an access unit is lost");
         }
-        if let Some(report) = frame.report {
-            self.report(report, dropped);
-        }
         Ok(())
+    }
+
+    /// The picture goes on at the old one if the encoder refuses.
+    fn set_bitrate(&mut self, kbps: u32) {
+        match self.encoder.set_bitrate(kbps) {
+            Ok(()) => metrics::gauge!(metric_names::BITRATE_BITS).set(f64::from(kbps) * 1000.0),
+            Err(error) => {
+                warn!(session = %self.stream.session, kbps, %error, "the bitrate could not be set");
+            }
+        }
     }
 
     fn report(&self, mut report: Box<ChunkReport>, dropped: u64) {
@@ -300,6 +321,10 @@ impl<S: MediaSink> Sender<S> {
         self.shown.sent(report.timings);
         self.events.send(Event::Chunk(report));
     }
+}
+
+fn cannot_start(what: String) -> Error {
+    Error::new(Reason::Internal, "the video encoder cannot be started").detail(what)
 }
 
 fn take(state: &mut State, frame: Frame, due: Instant, now: Instant) -> Work {
@@ -349,6 +374,10 @@ mod tests {
     }
 
     fn start() -> Fixture {
+        start_with(codec::encoder(VideoCodec::Vp8, SIZE, 500).unwrap())
+    }
+
+    fn start_with(encoder: Box<dyn VideoEncoder>) -> Fixture {
         let (queue, events) = crate::events::queue();
         let stream = Stream {
             session: SessionId::random(),
@@ -359,8 +388,61 @@ mod tests {
         let events_of = Events::new(queue, stream.session, stream.incarnation);
         let shown = Shown::new(stream.session, stream.incarnation);
         let (tx, parts) = mpsc::sync_channel(64);
-        let output = Output::start(stream, 500, 12, events_of, shown, Channel(tx)).unwrap();
+        let output = Output::start_with(encoder, stream, 12, events_of, shown, Channel(tx)).unwrap();
         Fixture { output, parts, events }
+    }
+
+    /// Refuses the first picture and the first bitrate, and tells what bitrates it was asked for.
+    struct Refusing {
+        pictures: u32,
+        bitrates: mpsc::Sender<u32>,
+        bitrate_refused: bool,
+    }
+
+    impl Refusing {
+        fn refusal() -> CodecError {
+            codec::encoder(VideoCodec::Vp8, Size { width: 0, height: 0 }, 1).err().unwrap()
+        }
+    }
+
+    impl VideoEncoder for Refusing {
+        fn encode(&mut self, _: &I420, keyframe: bool) -> Result<codec::AccessUnit, CodecError> {
+            self.pictures += 1;
+            if self.pictures == 1 {
+                return Err(Self::refusal());
+            }
+            Ok(codec::AccessUnit { keyframe, data: vec![0] })
+        }
+
+        fn set_bitrate(&mut self, kbps: u32) -> Result<(), CodecError> {
+            let _ = self.bitrates.send(kbps);
+            if std::mem::replace(&mut self.bitrate_refused, true) { Ok(()) } else { Err(Self::refusal()) }
+        }
+    }
+
+    #[test]
+    fn a_picture_that_the_encoder_refuses_is_told_and_costs_neither_the_report_nor_the_keyframe() {
+        let (bitrates, _asked) = mpsc::channel();
+        let mut fixture = start_with(Box::new(Refusing { pictures: 0, bitrates, bitrate_refused: false }));
+        fixture.output.push(Frame { report: Some(report(0)), ..frame(0, 0) });
+        fixture.output.push(frame(1, 0));
+        let part = fixture.parts.recv_timeout(WAIT).unwrap();
+        assert_eq!((part.chunk_index, part.keyframe, part.sequence), (ChunkIndex(1), true, 0));
+        let mut events = || fixture.events.blocking_recv().unwrap().event;
+        assert!(matches!(events(), Event::Error { .. }));
+        assert!(matches!(events(), Event::Chunk(report) if report.chunk_index == ChunkIndex(0)));
+    }
+
+    #[test]
+    fn a_bitrate_reaches_the_encoder_and_one_that_it_refuses_costs_no_picture() {
+        let (bitrates, asked) = mpsc::channel();
+        let fixture = start_with(Box::new(Refusing { pictures: 1, bitrates, bitrate_refused: false }));
+        for kbps in [900, 700] {
+            fixture.output.control().bitrate(kbps);
+            fixture.output.push(frame(0, 0));
+            fixture.parts.recv_timeout(WAIT).unwrap();
+            assert_eq!(asked.try_recv(), Ok(kbps));
+        }
     }
 
     fn frame(chunk: u64, frame: u16) -> Frame {

@@ -1,4 +1,4 @@
-//! A session: the actor that owns its state, and the chunk loop (DESIGN section 7). It runs on a thread of its own.
+//! A session: the actor that owns its state, and the chunk loop. It runs on a thread of its own.
 //!
 //! While the mesh makes chunk k + 1, chunk k is decoded here. Only what the call for k + 1 needs of chunk k, its *head*,
 //! comes before that call.
@@ -8,7 +8,6 @@ mod faults;
 mod report;
 mod resume;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -84,13 +83,7 @@ pub(crate) fn run(parts: Parts) {
     // libtorch counts its threads per calling thread.
     tch::set_num_threads(parts.threads);
     let mut session = Session::new(parts);
-    let stop = match catch_unwind(AssertUnwindSafe(|| session.stream())) {
-        Ok(Ok(never)) => match never {},
-        Ok(Err(stop)) => stop,
-        Err(panic) => Stop::Fault(
-            Error::new(Reason::Internal, "the session failed").detail(panic_text(panic.as_ref()).to_owned()),
-        ),
-    };
+    let Err(stop) = session.stream();
     let Parts { keeper, output, .. } = session.parts;
     // Nothing more is shown once the end is told.
     drop(output);
@@ -113,11 +106,6 @@ pub(crate) fn run(parts: Parts) {
     shown.state(SessionState::Ended);
     keeper.forget();
     events.state(SessionState::Ended, error.as_ref());
-}
-
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
-    let owned = panic.downcast_ref::<String>().map(String::as_str);
-    owned.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("panic")
 }
 
 struct Session {

@@ -167,7 +167,7 @@ impl Actor {
     fn begin(&mut self, job: Job, retried: bool) {
         let Some(link) = self.link.as_deref_mut().filter(|_| self.controller.attached().is_some()) else {
             let text = format!("the mesh takes no calls: {}", self.waiting_for().unwrap_or_default());
-            job.mailbox.deliver(Outcome::failed(Error::new(Reason::Recovering, text)));
+            job.deliver(Outcome::failed(Error::new(Reason::Recovering, text)));
             return;
         };
         let digest = job.infer.conditioning.clone();
@@ -178,7 +178,7 @@ impl Actor {
                 let (job, error) = *refused;
                 self.doubt = Some(Instant::now());
                 self.show();
-                return job.mailbox.deliver(Outcome::failed(error));
+                return job.deliver(Outcome::failed(error));
             }
         };
         self.known.insert(digest, ());
@@ -318,7 +318,7 @@ impl Actor {
                     self.doubt = Some(Instant::now());
                 }
                 self.show();
-                current.placed.job.mailbox.deliver(Outcome { result });
+                current.placed.job.deliver(Outcome { result });
             }
         }
     }

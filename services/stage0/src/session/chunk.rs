@@ -206,9 +206,10 @@ impl Session {
             new_conditioning: started.new_conditioning,
         };
         let infer = envelope::infer(&self.parts.model, asking, &started.tensors)?;
-        self.parts.mailbox.forget_outcome();
         let tensors = started.tensors.iter().map(|(key, tensor)| (key, tensor.shallow_clone())).collect();
-        self.parts.mesh.submit(Job { infer, tensors, mailbox: Arc::clone(&self.parts.mailbox) });
+        let mailbox = Arc::clone(&self.parts.mailbox);
+        let asked = mailbox.ask();
+        self.parts.mesh.submit(Job { infer, tensors, mailbox, asked });
         Ok(())
     }
 
