@@ -25,6 +25,7 @@ use crate::{leftovers, wait};
 const START: Duration = Duration::from_secs(60);
 pub const BROKER: &str = "nats";
 const NATS_URL: &str = "KINEMESH_NATS__URL";
+const HTTP_PORT: &str = "KINEMESH_HTTP__PORT";
 
 #[must_use]
 pub fn layout() -> Layout {
@@ -181,6 +182,26 @@ impl Cell {
     #[must_use]
     pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.gateway_port)
+    }
+
+    /// The health and metrics server of a process.
+    ///
+    /// # Panics
+    /// If there is no such process, or it has none.
+    #[must_use]
+    pub fn http_of(&self, process: &str) -> Http {
+        let spec = self.specs.get(process).unwrap_or_else(|| panic!("no process {process}"));
+        let port = spec.env.iter().find(|(key, _)| key == HTTP_PORT).and_then(|(_, port)| port.to_str());
+        Http::new(port.and_then(|port| port.parse().ok()).expect("a port"))
+    }
+
+    /// All that every life of a process printed.
+    ///
+    /// # Panics
+    /// If it never ran.
+    #[must_use]
+    pub fn printed(&self, process: &str) -> String {
+        crate::process::printed(self.dir.path(), process)
     }
 
     #[must_use]

@@ -95,6 +95,14 @@ fn log(dir: &Path, name: &str) -> PathBuf {
     dir.join(format!("{name}.log"))
 }
 
+/// What every life of a process printed.
+///
+/// # Panics
+/// If it never ran.
+pub(crate) fn printed(dir: &Path, name: &str) -> String {
+    std::fs::read_to_string(log(dir, name)).unwrap_or_else(|e| panic!("what {name} printed: {e}"))
+}
+
 /// What every life of a process printed last. For a failing test to show: never for a test to decide by.
 pub(crate) fn log_tail(dir: &Path, name: &str) -> String {
     let text = std::fs::read_to_string(log(dir, name)).unwrap_or_default();

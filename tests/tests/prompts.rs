@@ -116,7 +116,13 @@ async fn a_transition_walks_for_its_chunks_and_becomes_the_prompt() {
             _ => None,
         })
         .await;
-    viewer.chunks_until(started.0 + 3).await;
+    let walked = viewer
+        .event_where(|event| match event {
+            Event::Applied { chunk_index, transition_active: false, .. } => Some(*chunk_index),
+            _ => None,
+        })
+        .await;
+    assert_eq!(walked.0 - started.0 + 1, 3, "chunks that the transition took");
     // A reset replays the first chunks of the seed with the prompt of now: exactly the target's.
     viewer.control(Control::Reset).await.unwrap();
     let epoch = viewer.next_history().await;

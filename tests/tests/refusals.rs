@@ -4,9 +4,11 @@
 
 use std::time::Duration;
 
+use contract::Reason;
+use contract::session::Control;
 use serde_json::{Value, json};
 use system_tests::http::{Answer, Http};
-use system_tests::{Cell, python};
+use system_tests::{Cell, Viewer, python, wait};
 
 const OFFER: &str = "/api/v1/webrtc/offer";
 
@@ -63,6 +65,8 @@ async fn every_bad_request_is_named_to_its_sender_and_the_cell_still_serves() {
     let answer = http.post("/api/v1/session/parameters", &json!({"base_seed": -1})).await;
     assert_refused(&answer, 422, &["base_seed", "-1"]);
 
+    assert_refused(&http.get("/api/v1/session/frame").await, 404, &["no session is running"]);
+
     let seen =
         python::run("webrtc_view.py", &["--url", &cell.url(), "--frames", "20"], Duration::from_secs(90))
             .await;
@@ -87,4 +91,38 @@ async fn a_bad_update_on_the_data_channel_is_answered_there_and_the_video_goes_o
         assert_eq!(error["error"]["class"], class, "{error}");
         assert!(error["error"]["message"].as_str().unwrap().contains(name), "{error}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_has_made_no_frame_yet_has_none_to_show() {
+    let cell = Cell::builder().ready().await;
+    let bus = cell.bus("gateway").await;
+    let parameters = json!({"prompts": [{"text": "a red fox"}], "paused": true});
+    let viewer = Viewer::open(&bus, &cell.id(), &parameters).await;
+    let error = viewer.control(Control::Frame { quality: 80 }).await.err().unwrap();
+    assert_eq!((error.reason, error.class().http_status()), (Reason::NoSuchResource, 404));
+    viewer.control(Control::Pause { paused: false }).await.unwrap();
+    let shown = || async { viewer.control(Control::Frame { quality: 80 }).await.ok() };
+    wait::until("a frame", Duration::from_secs(20), shown).await;
+    viewer.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_world_size_that_cannot_shard_the_model_ends_the_leader_and_disturbs_nobody() {
+    let mut cell = Cell::builder().ready().await;
+    cell.start_beside(
+        "leader3",
+        "leader",
+        &[("KINEMESH_MESH__WORLD_SIZE", "3"), ("KINEMESH_HTTP__PORT", "0")],
+    );
+    let end = cell.exit("leader3", Duration::from_secs(30)).await;
+    assert_eq!(end.code(), Some(2), "a configuration that cannot be used");
+    let printed = cell.printed("leader3");
+    for name in ["mesh.world_size", "3", "1, 2, 4"] {
+        assert!(printed.contains(name), "{name} should be named: {printed}");
+    }
+    let bus = cell.bus("gateway").await;
+    let mut viewer = Viewer::open(&bus, &cell.id(), &json!({"prompts": [{"text": "a red fox"}]})).await;
+    viewer.chunk().await;
+    viewer.end().await;
 }

@@ -139,6 +139,7 @@ impl Sessions {
             return Err(closed.clone());
         }
         let model = &self.0.making.model;
+        model.check_parameters(&request.parameters)?;
         let no_size = || Error::new(Reason::UnsupportedSize, "this cell serves no size");
         request.size.map_or(Ok(()), |size| model.check_size(size))?;
         if let Some(what) = self.0.making.mesh.view().waiting_for {

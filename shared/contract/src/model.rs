@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Reason};
 use crate::ids::WorldSize;
+use crate::params::Parameters;
 use crate::tensor::Dtype;
 
 /// Frame size in pixels.
@@ -105,6 +106,22 @@ impl ModelInfo {
             Reason::UnsupportedSize,
             format!("size {size} (width x height): this cell serves {}", served.join(", ")),
         ))
+    }
+
+    /// # Errors
+    /// `unsupported_parameter` for what this model cannot do, with the key's name.
+    pub fn check_parameters(&self, parameters: &Parameters) -> Result<(), Error> {
+        parameters.kv_cache_attention_bias.map_or(Ok(()), |bias| self.check_attention_bias(bias))
+    }
+
+    /// # Errors
+    /// `unsupported_parameter` for a bias on a model whose cache is not rebuilt with it.
+    pub fn check_attention_bias(&self, bias: f32) -> Result<(), Error> {
+        if self.recompute || bias >= 1.0 {
+            return Ok(());
+        }
+        let text = format!("kv_cache_attention_bias is {bias}: {} allows 1 only", self.name);
+        Err(Error::new(Reason::UnsupportedParameter, text))
     }
 
     /// `[1, frames, channels, height/8, width/8]`.

@@ -2,6 +2,7 @@
 
 use contract::envelope::Infer;
 use contract::model::{ModelInfo, Size};
+use contract::params::Parameters;
 use contract::tensor::{Dtype, TensorKey, TensorSpec};
 use contract::{
     CacheEpoch, ChunkIndex, Digest, Generation, LinkSlot, Reason, SessionId, SessionSlot, WorldSize,
@@ -117,4 +118,17 @@ fn context_frames_without_recompute_are_refused() {
     assert_eq!(first.validate(&model()), Ok(()));
     first.init_cache = false;
     assert!(first.validate(&model()).unwrap_err().message.contains("init_cache"));
+}
+
+#[test]
+fn an_attention_bias_is_for_models_whose_cache_is_rebuilt_with_it() {
+    let rolling = ModelInfo { recompute: false, name: "wan-1.3b".into(), ..model() };
+    let with = |bias| Parameters { kv_cache_attention_bias: bias, ..Parameters::default() };
+    let refused = rolling.check_parameters(&with(Some(0.3))).unwrap_err();
+    assert_eq!(refused.reason, Reason::UnsupportedParameter);
+    assert_eq!(refused.message, "kv_cache_attention_bias is 0.3: wan-1.3b allows 1 only");
+    for allowed in [with(Some(1.0)), with(None)] {
+        rolling.check_parameters(&allowed).unwrap();
+    }
+    model().check_parameters(&with(Some(0.3))).unwrap();
 }

@@ -110,7 +110,7 @@ pub(super) async fn frame(State(app): State<App>, query: Query<FrameQuery>) -> R
             Ok(([(header::CONTENT_TYPE, "image/jpeg")], jpeg).into_response())
         }
         ControlReply::Done | ControlReply::Watching { .. } => {
-            Err(ApiError::new(Reason::NoSuchResource, "No frame available yet"))
+            Err(ApiError::new(Reason::Malformed, "stage0 answered something else"))
         }
     }
 }

@@ -47,6 +47,7 @@ fn update(
         return Err(Error::new(Reason::UnsupportedVersion, text));
     }
     update.parameters.validate()?;
+    sessions.model().check_parameters(&update.parameters)?;
     sessions.with(session, |live| {
         if let Some(paused) = update.parameters.paused {
             live.output.pause(paused);
@@ -92,8 +93,8 @@ async fn control(
         Answer::Now(reply) => return Ok(reply),
         Answer::Picture(latest, quality) => (latest, quality),
     };
-    let (picture, tag) =
-        latest.ok_or_else(|| Error::new(Reason::NotReady, "no frame has been decoded yet"))?;
+    let none = || Error::new(Reason::NoSuchResource, "No frame available yet");
+    let (picture, tag) = latest.ok_or_else(none)?;
     let compressed = tokio::task::spawn_blocking(move || codec::jpeg(&picture, quality)).await;
     let failed = |e: String| Error::new(Reason::Internal, "the frame could not be compressed").detail(e);
     let jpeg = compressed.map_err(|e| failed(e.to_string()))?.map_err(|e| failed(e.to_string()))?;

@@ -271,12 +271,7 @@ impl Leader {
                 model.name
             ));
         }
-        let bias = infer.kv_cache_attention_bias;
-        if bias < 1.0 {
-            let text = format!("kv_cache_attention_bias is {bias}: {} allows 1 only", model.name);
-            return Err(Error::new(Reason::UnsupportedParameter, text));
-        }
-        Ok(())
+        model.check_attention_bias(infer.kv_cache_attention_bias)
     }
 
     fn reset(&mut self, slot: SessionSlot) -> Result<Reply, Error> {
