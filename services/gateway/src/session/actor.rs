@@ -324,7 +324,7 @@ impl Actor {
             && self.viewer_told.is_none_or(|told| now.saturating_duration_since(told) >= VIEWER_INTERVAL)
         {
             self.viewer_told = Some(now);
-            self.line.queue(Control::Viewer);
+            self.keep();
         }
         if let Some(estimate) = self.peer.feedback.estimate()
             && let Some(kbps) = self.bitrate.estimate(now, estimate)

@@ -12,6 +12,8 @@ use crate::cell::Snapshot;
 const RETRY: Duration = Duration::from_millis(300);
 /// Who was cut off from the broker too may be back a little later: only then is a session that nobody serves gone.
 const MISSING: Duration = Duration::from_secs(2);
+/// Signs of life in a row that found no session at a stage0 that is well: by then its death would be known.
+const UNSERVED: u32 = 2;
 
 /// What to do next.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,11 +81,13 @@ pub(super) struct Continuity {
     busy: bool,
     /// Another life was asked for, and it is not known yet what became of it.
     creating: bool,
+    /// Signs of life in a row that nobody took.
+    unserved: u32,
 }
 
 impl Continuity {
     pub(super) fn new(owner: Option<InstanceId>, incarnation: Incarnation, patience: Duration) -> Self {
-        Self { owner, incarnation, patience, trouble: None, busy: false, creating: false }
+        Self { owner, incarnation, patience, trouble: None, busy: false, creating: false, unserved: 0 }
     }
 
     /// Looks at the cell: whenever it has changed, and every now and then.
@@ -149,6 +153,14 @@ impl Continuity {
             Err(_) => self.wait(now),
         }
         None
+    }
+
+    /// What became of a viewer's sign of life. A session that ended where nobody heard it ends here too.
+    pub(super) fn kept(&mut self, answer: Result<(), Reason>) -> Option<Step> {
+        let gone = matches!(answer, Err(Reason::NoSuchSession | Reason::NoResponders));
+        self.unserved = if gone && self.trouble.is_none() { self.unserved + 1 } else { 0 };
+        let ended = || Step::GiveUp(Error::new(Reason::SessionEnded, "the session has ended"));
+        (self.unserved >= UNSERVED).then(ended)
     }
 
     /// The answer to [`Step::Create`].
@@ -376,6 +388,22 @@ mod tests {
             continuity.look(cell.now, &snapshot);
             assert_eq!(continuity.look(cell.after(59), &snapshot), []);
             assert!(matches!(continuity.look(cell.after(60), &snapshot)[..], [Step::GiveUp(_)]));
+        }
+    }
+
+    #[test]
+    fn a_session_whose_end_was_not_heard_ends_once_two_signs_of_life_in_a_row_found_nobody() {
+        let (cell, mut continuity) = Cell::new();
+        let gone = Err(Reason::NoResponders);
+        for answer in [gone, Ok(()), gone, Err(Reason::BudgetSpent), Err(Reason::NoSuchSession)] {
+            assert_eq!(continuity.kept(answer), None);
+        }
+        assert!(matches!(continuity.kept(gone), Some(Step::GiveUp(_))));
+
+        let (_, mut continuity) = Cell::new();
+        continuity.look(cell.now, &cell.empty());
+        for _ in 0..9 {
+            assert_eq!(continuity.kept(gone), None, "whoever died is replaced");
         }
     }
 

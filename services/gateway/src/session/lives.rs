@@ -13,6 +13,7 @@ use super::messages::ServerMessage;
 
 /// An answer that [`Continuity`](super::continuity::Continuity) awaits.
 pub(super) enum Answer {
+    Kept(Result<ControlReply, Error>),
     Asked(Result<ControlReply, Error>),
     Created(InstanceId, Result<Incarnation, Error>),
 }
@@ -46,6 +47,12 @@ impl Actor {
         None
     }
 
+    /// Tells stage0 that somebody watches.
+    pub(super) fn keep(&mut self) {
+        let line = self.line.clone();
+        self.answers.spawn(async move { Answer::Kept(line.control(&Control::Viewer).await) });
+    }
+
     /// Somebody else goes on with the session: it must not be closed under them.
     pub(super) fn taken_over(&mut self) -> Ending {
         self.leave = true;
@@ -76,6 +83,7 @@ impl Actor {
     pub(super) fn on_answer(&mut self, answer: Answer) -> Option<Ending> {
         let now = Instant::now();
         let step = match answer {
+            Answer::Kept(answer) => self.continuity.kept(answer.map(drop).map_err(|error| error.reason)),
             Answer::Asked(answer) => {
                 if let Err(error) = &answer {
                     debug!(%error, "stage0 was asked for the session");

@@ -43,7 +43,6 @@ pub(crate) struct Handle {
 impl Handle {
     /// Asks the session to end and waits, for a bounded time, until it has.
     pub(crate) async fn end(&self, error: Option<Error>) {
-        // A full queue holds an End already, or a session that no longer reads: both end without this one.
         self.command(Command::End(error)).await;
     }
 
@@ -53,8 +52,11 @@ impl Handle {
     }
 
     async fn command(&self, command: Command) {
-        let _ = self.commands.try_send(command);
-        let _ = timeout(END_WAIT, self.commands.closed()).await;
+        let end = async {
+            let _ = self.commands.send(command).await;
+            self.commands.closed().await;
+        };
+        let _ = timeout(END_WAIT, end).await;
     }
 }
 
@@ -77,7 +79,7 @@ impl Sessions {
     /// `too_many_sessions`; `draining` once the gateway is leaving.
     pub(crate) fn reserve(&self) -> Result<Place, Error> {
         if self.places.is_closed() {
-            return Err(Error::new(Reason::Draining, "the gateway is stopping"));
+            return Err(draining());
         }
         Arc::clone(&self.places).try_acquire_owned().map(Place).map_err(|_| {
             Error::new(
@@ -87,10 +89,17 @@ impl Sessions {
         })
     }
 
-    pub(crate) fn insert(&self, handle: Arc<Handle>) {
+    /// # Errors
+    /// `draining`: it would not be ended with the others.
+    pub(crate) fn insert(&self, handle: Arc<Handle>) -> Result<(), Error> {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        // Closed before those that run are looked up, under this lock.
+        if self.places.is_closed() {
+            return Err(draining());
+        }
         running.insert(handle.id, handle);
         metrics::gauge!(metric_names::SESSIONS).set(running.len() as f64);
+        Ok(())
     }
 
     pub(crate) fn remove(&self, id: SessionId) {
@@ -129,4 +138,8 @@ impl Sessions {
         });
         futures_util::future::join_all(ends).await;
     }
+}
+
+fn draining() -> Error {
+    Error::new(Reason::Draining, "the gateway is stopping")
 }

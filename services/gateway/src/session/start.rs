@@ -70,16 +70,6 @@ pub(crate) async fn start(app: &App, request: Request) -> Result<Started, Error>
         }
     };
     let connection = Arc::clone(&peer.connection);
-    let answered = answer(app, id, peer, request.offer.codec).await;
-    let (peer, packetizer, answer) = match answered {
-        Ok(answered) => answered,
-        Err(error) => {
-            refused(&error);
-            line.queue(Control::Close { reason: error.to_string() });
-            let _ = connection.close().await;
-            return Err(error);
-        }
-    };
     let SessionCreated { size, incarnation, .. } = created;
     let shared = Arc::new(Shared::new(size, request.parameters));
     let (commands, inbox) = mpsc::channel(COMMAND_BACKLOG);
@@ -89,10 +79,20 @@ pub(crate) async fn start(app: &App, request: Request) -> Result<Started, Error>
         resume: resume.clone(),
         shared: Arc::clone(&shared),
         line: line.clone(),
-        connection,
+        connection: Arc::clone(&connection),
         commands,
     };
-    app.sessions().insert(Arc::new(handle));
+    let answered = answer(app, id, peer, codec).await;
+    let listed = answered.and_then(|answered| app.sessions().insert(Arc::new(handle)).map(|()| answered));
+    let (peer, packetizer, answer) = match listed {
+        Ok(answered) => answered,
+        Err(error) => {
+            refused(&error);
+            line.queue(Control::Close { reason: error.to_string() });
+            let _ = connection.close().await;
+            return Err(error);
+        }
+    };
     info!(session = %id, %incarnation, codec = codec.as_str(), %size, "session started");
     let parts = Parts {
         id,

@@ -77,6 +77,15 @@ async fn an_end_at_stage0_ends_the_stream_with_its_reason() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_end_at_stage0_that_nobody_told_ends_the_stream_too() {
+    let (_nats, cell, gateway, mut viewer) = watching().await;
+    cell.forget(viewer.id);
+    let stopped = viewer.message_within("stream_stopped", Duration::from_secs(9)).await;
+    assert_eq!(stopped["error_message"], "the session has ended");
+    none_left(&gateway).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_stage0_that_is_gone_for_good_ends_the_stream_with_a_message() {
     let (_nats, cell, gateway, mut viewer) = watching_with(|config| config.gateway.recovery_s = 0).await;
     cell.die();

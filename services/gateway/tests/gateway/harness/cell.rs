@@ -120,6 +120,11 @@ impl Cell {
         self.tell(id, Event::State { state: SessionState::Ended, error }).await;
     }
 
+    /// The session ends, and nobody hears of it.
+    pub(crate) fn forget(&self, id: SessionId) {
+        self.sessions.lock().unwrap().remove(&id);
+    }
+
     /// As if the processes were killed: nothing more is said or answered.
     pub(crate) fn die(self) {
         drop(self);
