@@ -129,3 +129,31 @@ fn main_files_stay_under_100_lines() {
         assert!(lines < 100, "{service}/src/main.rs has {lines} lines");
     }
 }
+
+#[test]
+fn every_metric_is_recorded_somewhere() {
+    let table = root().join("shared/runtime/src/metric_names.rs");
+    let names: Vec<String> = fs::read_to_string(&table)
+        .unwrap()
+        .lines()
+        .filter_map(|line| Some(line.split_once(" = \"km_")?.0.rsplit(' ').next()?.to_owned()))
+        .collect();
+    assert!(names.len() > 20, "only {} names found", names.len());
+    let code: String = product_files()
+        .iter()
+        .filter(|file| **file != table)
+        .map(|file| fs::read_to_string(file).unwrap())
+        .collect();
+    let unused: Vec<_> =
+        names.iter().filter(|name| !code.contains(&format!("metric_names::{name}"))).collect();
+    assert_eq!(unused, Vec::<&String>::new(), "metrics that nobody records");
+}
+
+/// `cargo xtask` knows them without libtorch, so that a wrong name is refused before the build.
+#[test]
+fn the_models_that_can_be_asked_for_are_those_that_there_are() {
+    let text = fs::read_to_string(root().join("shared/wan/src/config/named.rs")).unwrap();
+    let list = text.split_once("MODEL_NAMES: [&str; ").unwrap().1.split_once('[').unwrap().1;
+    let names: Vec<_> = list.split(']').next().unwrap().split('"').skip(1).step_by(2).collect();
+    assert_eq!(names, xtask::up::MODELS);
+}

@@ -63,6 +63,8 @@ async fn the_page_says_what_became_of_what_was_sent_and_shows_what_others_change
     let cache_epoch = |when: &str| seen["cache_epoch"][when].as_u64().unwrap();
     assert!(cache_epoch("after") > cache_epoch("before"), "a reset begins a new history: {seen}");
     assert_eq!(seen["followed"], json!({"steps": "[1000,400]", "bias": "0.50"}), "{seen}");
+    assert_eq!(seen["bad_seed"], "77", "a seed that cannot be sent does not stay: {seen}");
+    assert_eq!(seen["can_add"], false, "16 prompts are all that the server takes: {seen}");
     assert_eq!(seen["kept"]["prompt"], "half a thou", "{seen}");
     assert_ne!(seen["kept"]["seed"], "78", "{seen}");
     let full = seen["full"]["text"].as_str().unwrap();

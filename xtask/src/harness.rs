@@ -20,8 +20,12 @@ pub struct Options {
 /// # Errors
 /// If set-up, the build or the program fails.
 pub fn run(layout: &Layout, program: &str, options: &Options) -> Result<()> {
+    let built = layout.binaries().join(program);
+    let help = options.args.iter().any(|arg| arg == "--help" || arg == "-h");
+    if help && built.exists() {
+        return command::run(Command::new(built).args(&options.args));
+    }
     setup::run(layout, setup::Options::default())?;
     command::run(command::cargo().current_dir(layout.root()).args(["build", "--release", "--workspace"]))?;
-    let mut program = Command::new(layout.binaries().join(program));
-    command::run(program.current_dir(layout.root()).args(&options.args))
+    command::run(Command::new(built).current_dir(layout.root()).args(&options.args))
 }

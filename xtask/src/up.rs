@@ -1,13 +1,15 @@
 //! `cargo xtask up`: the whole stack on this machine, until Ctrl-C.
 
 use std::fs;
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use serde_json::Value;
 
 use crate::command;
 use crate::console::Console;
@@ -18,20 +20,24 @@ use crate::stack::{Readiness, Refusal, Stack, Supervisor, Watch, free_ports, is_
 
 const TICK: Duration = Duration::from_millis(50);
 const BROKER_PATIENCE: Duration = Duration::from_secs(10);
+/// Ports that may be taken by others in the moment between their choice and the broker's start.
+const ATTEMPTS: u32 = 3;
+const MAX_GREETING: u64 = 4096;
+/// Models that the services know by name.
+pub const MODELS: [&str; 3] = ["tiny", "wan-1.3b", "wan-14b"];
 /// Where NATS clients look by default.
 const NATS_PORT: u16 = 4222;
 
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
-    /// Ranks of the tensor-parallel mesh: the leader and the workers beside it. The leader refuses what does not divide
-    /// the model's heads.
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(..=64))]
+    /// Ranks of the tensor-parallel mesh: the leader and the workers beside it. 8 only for models whose heads it divides.
+    #[arg(long, default_value = "2", value_parser = PossibleValuesParser::new(["1", "2", "4", "8"]).try_map(|n| n.parse::<u16>()))]
     world_size: u16,
     /// Port of the page and the API; 0 takes a free one.
     #[arg(long, default_value_t = 8000)]
     port: u16,
     /// The model that the cell serves.
-    #[arg(long, default_value = "tiny")]
+    #[arg(long, default_value = "tiny", value_parser = PossibleValuesParser::new(MODELS))]
     model: String,
 }
 
@@ -40,20 +46,17 @@ pub struct Options {
 /// failed while building or starting.
 pub fn run(layout: &Layout, options: &Options) -> Result<()> {
     // Before the long part: a busy port is known now.
-    let stack = plan(layout, options)?;
+    plan(layout, options)?;
     setup::run(layout, setup::Options::default())?;
     build(layout)?;
-    fs::create_dir_all(&stack.run_dir)?;
 
     signals::listen();
     let console = Arc::new(Console::new());
-    let services = stack.services(layout);
-    let width = services.iter().map(|spec| spec.name.len()).max().unwrap_or_default();
-    let mut supervisor = Supervisor::new(Arc::clone(&console), width);
-    let outcome = supervisor
-        .start(stack.broker(layout))
-        .and_then(|()| await_broker(&mut supervisor, stack.nats_port))
-        .and_then(|()| services.into_iter().try_for_each(|spec| supervisor.start(spec)))
+    let Some((stack, mut supervisor)) = start_broker(layout, options, &console)? else { return Ok(()) };
+    let outcome = stack
+        .services(layout)
+        .into_iter()
+        .try_for_each(|spec| supervisor.start(spec))
         .and_then(|()| supervise(&mut supervisor, &stack, layout, &console));
     console.clear_status();
     console.line("stopping");
@@ -94,37 +97,86 @@ fn plan(layout: &Layout, options: &Options) -> Result<Stack> {
 }
 
 fn build(layout: &Layout) -> Result<()> {
-    println!("building the services");
+    println!("building everything: about 15 minutes on two cores the first time, seconds later");
     // The workspace, not the four packages: the tests build it so, and another selection of packages selects other features
     // of what they share, and so compiles most dependencies once more.
     command::run(command::cargo().current_dir(layout.root()).args(["build", "--release", "--workspace"]))
 }
 
-/// Waits until the broker greets.
-fn await_broker(supervisor: &mut Supervisor, port: u16) -> Result<()> {
+/// Chooses ports and starts the broker. While this one built, another program may have taken a port that was free then:
+/// other ports are chosen in that case. `None` when the user asked to stop meanwhile.
+fn start_broker(
+    layout: &Layout,
+    options: &Options,
+    console: &Arc<Console>,
+) -> Result<Option<(Stack, Supervisor)>> {
+    for _ in 0..ATTEMPTS {
+        let stack = plan(layout, options)?;
+        fs::create_dir_all(&stack.run_dir)?;
+        let width = stack.services(layout).iter().map(|spec| spec.name.len()).max().unwrap_or_default();
+        let mut supervisor = Supervisor::new(Arc::clone(console), width);
+        let greeted =
+            supervisor.start(stack.broker(layout)).and_then(|()| await_broker(&mut supervisor, &stack));
+        match greeted {
+            Ok(Greeting::Ours) => return Ok(Some((stack, supervisor))),
+            Ok(Greeting::Stranger) => console.line("another broker took the port: trying another one"),
+            Ok(Greeting::None) => {
+                supervisor.stop();
+                return Ok(None);
+            }
+            Err(error) => {
+                supervisor.stop();
+                return Err(error);
+            }
+        }
+        supervisor.stop();
+    }
+    bail!("other programs took the broker's port {ATTEMPTS} times in a row")
+}
+
+/// Who listens on the broker's port.
+#[derive(Debug, PartialEq, Eq)]
+enum Greeting {
+    Ours,
+    Stranger,
+    None,
+}
+
+/// Waits until somebody greets on the broker's port, or the user asks to stop.
+fn await_broker(supervisor: &mut Supervisor, stack: &Stack) -> Result<Greeting> {
     let end = Instant::now() + BROKER_PATIENCE;
     while signals::requests() == 0 {
-        if greets(port) {
-            return Ok(());
+        match greeting(stack) {
+            Greeting::None => {}
+            known => return Ok(known),
         }
         if let Some(Refusal { process, message }) = supervisor.tick(Instant::now())? {
             bail!("{process} did not start: {message}");
         }
         if Instant::now() >= end {
-            bail!("nats-server did not answer on port {port} within {BROKER_PATIENCE:?}");
+            bail!("nats-server did not answer on port {} within {BROKER_PATIENCE:?}", stack.nats_port);
         }
         thread::sleep(TICK);
     }
-    Ok(())
+    Ok(Greeting::None)
 }
 
-fn greets(port: u16) -> bool {
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    let Ok(mut stream) = TcpStream::connect_timeout(&address, TICK) else { return false };
-    let mut greeting = [0; 4];
-    stream.set_read_timeout(Some(TICK)).is_ok()
-        && stream.read_exact(&mut greeting).is_ok()
-        && &greeting == b"INFO"
+/// A broker's first line is `INFO` and a JSON object that says its name.
+fn greeting(stack: &Stack) -> Greeting {
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, stack.nats_port));
+    let Ok(stream) = TcpStream::connect_timeout(&address, TICK) else { return Greeting::None };
+    let mut line = String::new();
+    let read = stream
+        .set_read_timeout(Some(TICK))
+        .and_then(|()| BufReader::new(stream).take(MAX_GREETING).read_line(&mut line));
+    match read {
+        Ok(read) if read > 0 => {
+            let info = line.strip_prefix("INFO ").and_then(|json| serde_json::from_str::<Value>(json).ok());
+            let ours = info.is_some_and(|info| info["server_name"] == stack.broker_name().as_str());
+            if ours { Greeting::Ours } else { Greeting::Stranger }
+        }
+        _ => Greeting::None,
+    }
 }
 
 /// Until the user asks to stop, or a service refuses its configuration.
@@ -169,4 +221,40 @@ fn announce(stack: &Stack, layout: &Layout, console: &Console) {
         "\nready: http://127.0.0.1:{}/\n       NATS on 127.0.0.1:{}, user ops, password in {password}\n       Ctrl-C stops everything\n",
         stack.gateway_port, stack.nats_port
     ));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::net::TcpListener;
+    use std::path::PathBuf;
+
+    use super::*;
+
+    /// What is made of a listener that says `line` to this stack.
+    fn greeted(line: impl FnOnce(&Stack) -> String) -> Greeting {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let stack = Stack {
+            gateway_port: 1,
+            nats_port: listener.local_addr().unwrap().port(),
+            inner_ports: Vec::new(),
+            world_size: 1,
+            model: "tiny".to_owned(),
+            cores: 1,
+            run_dir: PathBuf::new(),
+        };
+        let line = line(&stack);
+        let server = thread::spawn(move || listener.accept().unwrap().0.write_all(line.as_bytes()));
+        let greeting = greeting(&stack);
+        server.join().unwrap().unwrap();
+        greeting
+    }
+
+    #[test]
+    fn only_the_broker_of_this_very_stack_is_taken_for_its_own() {
+        let named = |name: &str| format!("INFO {{\"server_name\":\"{name}\",\"proto\":1}} \r\n");
+        assert_eq!(greeted(|stack| named(&stack.broker_name())), Greeting::Ours);
+        assert_eq!(greeted(|_| named("kinemesh-1-1")), Greeting::Stranger);
+        assert_eq!(greeted(|_| "220 mail at your service\r\n".to_owned()), Greeting::Stranger);
+    }
 }

@@ -1,4 +1,4 @@
-//! `nats/nats-server.conf` against DESIGN's table of subjects: who may say what, who may hear it, and nobody else.
+//! `nats/nats-server.conf` against the table of subjects: who may say what, who may hear it, and nobody else.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -11,7 +11,7 @@ use xtask::console::Console;
 use xtask::stack::{Phase, Refusal, Spec, Supervisor};
 
 const PATIENCE: Duration = Duration::from_secs(20);
-/// What a stop may take, whatever the processes do (DESIGN, "Shutdown"), and a second for a busy machine.
+/// What a stop may take, whatever the processes do, and a second for a busy machine.
 const STOP: Duration = Duration::from_secs(6);
 
 fn supervisor() -> Supervisor {

@@ -1,15 +1,12 @@
 //! The two connections to the broker: control, and media on its own so that a slow viewer never delays control.
 
 use std::sync::OnceLock;
-use std::time::Duration;
 
 use bus::{Bus, BusConfig};
 use contract::{Error, Reason};
 use tokio::sync::watch;
-use tokio::time::sleep;
-use tracing::{info, warn};
-
-const RETRY: Duration = Duration::from_millis(500);
+use tokio_util::sync::CancellationToken;
+use tracing::info;
 
 #[derive(Debug)]
 pub(crate) struct Broker {
@@ -36,9 +33,10 @@ impl Broker {
     ///
     /// # Errors
     /// What no retry mends: refused credentials, settings that cannot be used.
-    pub(crate) async fn connect(&self, config: &BusConfig) -> Result<(), Error> {
+    pub(crate) async fn connect(&self, config: &BusConfig, stop: &CancellationToken) -> Result<(), Error> {
         for (slot, name) in [(&self.control, "gateway"), (&self.media, "gateway-media")] {
-            let bus = connect_until_there(config, name).await?;
+            let stopped = || Error::new(Reason::Draining, "the gateway is stopping");
+            let bus = runtime::broker::connect(config, name, stop).await?.ok_or_else(stopped)?;
             let _ = slot.set(Connection(bus));
         }
         self.connected.send_replace(true);
@@ -74,17 +72,4 @@ impl Broker {
 
 fn unavailable() -> Error {
     Error::new(Reason::BrokerUnavailable, "the broker connection is not up yet")
-}
-
-async fn connect_until_there(config: &BusConfig, name: &str) -> Result<Bus, Error> {
-    loop {
-        match Bus::connect(config, name).await {
-            Ok(bus) => return Ok(bus),
-            Err(error) if error.reason == Reason::BrokerUnavailable => {
-                warn!(%error, "waiting for the broker");
-                sleep(RETRY).await;
-            }
-            Err(error) => return Err(error),
-        }
-    }
 }

@@ -4,7 +4,6 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
-use bus::BusConfig;
 use contract::{Error, Reason};
 use runtime::config::Provenance;
 use runtime::{Common, ConfigError, ServiceConfig};
@@ -13,7 +12,8 @@ use serde::{Deserialize, Serialize};
 use crate::origins::AllowedOrigins;
 
 /// The WebRTC stack warns once or more for every connection that is well.
-const WEBRTC_NOISE: &str = ",rtc_ice::agent=error,rtc_dtls::config=error,rtc_sctp::endpoint=error";
+const WEBRTC_NOISE: &str =
+    ",rtc=warn,webrtc=warn,rtc_ice::agent=error,rtc_dtls::config=error,rtc_sctp::endpoint=error";
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default)]
@@ -106,22 +106,6 @@ impl WebRtcConfig {
                 format!("webrtc.udp_ports {text:?}: LOW-HIGH is expected, such as 50000-50100"),
             )
         })
-    }
-}
-
-impl Config {
-    #[must_use]
-    pub fn nats(&self) -> BusConfig {
-        let nats = self.common.nats.clone();
-        BusConfig {
-            url: nats.url,
-            user: nats.user,
-            password: nats.password.map(Into::into),
-            password_file: nats.password_file,
-            creds_file: nats.creds_file,
-            tls_ca_file: nats.tls_ca_file,
-            connect_timeout_ms: nats.connect_timeout_ms,
-        }
     }
 }
 

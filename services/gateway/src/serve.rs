@@ -108,7 +108,7 @@ impl Running {
 
 /// Connects, then registers the service that `$SRV` discovery finds. It has no endpoints, unless it stands in for stage0.
 async fn connect(app: App) -> Result<Service, Error> {
-    app.broker().connect(&app.config().nats()).await?;
+    app.broker().connect(&app.config().common.nats, app.stop()).await?;
     let info = ServiceInfo {
         name: "gateway".to_owned(),
         version: crate::BUILD.to_owned(),

@@ -16,12 +16,16 @@ export class Controls {
   #bias = document.getElementById('bias');
   #shown = document.getElementById('bias-value');
   #later = null;
+  /** The seed that holds. */
+  #held = 42;
 
   constructor(send) {
     this.#fill(PRESETS);
     const sendSeed = () => {
       const seed = this.#seedValue();
-      if (seed !== null) send({ base_seed: seed });
+      if (seed === null) return;
+      this.#held = seed;
+      send({ base_seed: seed });
     };
     this.#seed.addEventListener('change', sendSeed);
     this.#steps.addEventListener('change', () => send({ denoising_step_list: JSON.parse(this.#steps.value) }));
@@ -29,6 +33,11 @@ export class Controls {
       this.#showBias();
       clearTimeout(this.#later);
       this.#later = setTimeout(() => send({ kv_cache_attention_bias: Number(this.#bias.value) }), 120);
+    });
+    // What cannot be sent does not stay as if it held.
+    this.#seed.addEventListener('blur', () => {
+      if (this.#seedValue(false) === null) this.#seed.value = this.#held;
+      this.#seedValue(false);
     });
     document.getElementById('dice').addEventListener('click', () => {
       this.#seed.value = Math.floor(Math.random() * 1e6);
@@ -38,7 +47,10 @@ export class Controls {
 
   /** What holds now, whoever said so. A field that someone is using is left alone. */
   show({ base_seed: seed, denoising_step_list: steps, kv_cache_attention_bias: bias }, name = 'custom') {
-    if (seed !== undefined && !focused(this.#seed)) this.#seed.value = seed;
+    if (seed !== undefined) {
+      this.#held = seed;
+      if (!focused(this.#seed)) this.#seed.value = seed;
+    }
     if (steps?.length && !focused(this.#steps)) {
       const known = PRESETS.some((preset) => same(preset.steps, steps));
       this.#fill(known ? PRESETS : [{ name, steps }, ...PRESETS]);
@@ -50,11 +62,16 @@ export class Controls {
     }
   }
 
-  #seedValue() {
+  /** A model that does not rebuild its cache has no bias to set. */
+  offerBias(offered) {
+    this.#bias.closest('.field').hidden = !offered;
+  }
+
+  #seedValue(report = true) {
     const seed = Number(this.#seed.value);
     const valid = this.#seed.value !== '' && Number.isSafeInteger(seed) && seed >= 0;
     this.#seed.setCustomValidity(valid ? '' : 'a whole number of at least 0');
-    this.#seed.reportValidity();
+    if (report) this.#seed.reportValidity();
     return valid ? seed : null;
   }
 

@@ -22,7 +22,7 @@ const wishes = new Wishes();
 const screen = new Screen((width, height) => panel.picture(width, height));
 const stream = new Stream(element('video'), initial);
 const controls = new Controls(send);
-const boxes = new Prompts(element('prompts'), sendPrompt);
+const boxes = new Prompts(element('prompts'), element('add-prompt'), sendPrompt);
 let paused = false;
 let adopted = false;
 
@@ -50,7 +50,8 @@ function send(parameters) {
 function sendPrompt() {
   const prompts = boxes.read();
   if (prompts.length === 0) {
-    notice('the prompt is empty');
+    receipts.note('the prompt is empty: nothing was sent');
+    boxes.focus();
     return;
   }
   boxes.settle();
@@ -62,6 +63,7 @@ function notice(text, raw = '') {
   element('notice').textContent = sentence(text);
   element('notice').title = raw;
   element('notice').hidden = false;
+  element('notice').scrollIntoView({ block: 'nearest' });
 }
 
 function hideNotice() {
@@ -245,10 +247,6 @@ element('prompt-form').addEventListener('submit', (event) => {
   event.preventDefault();
   sendPrompt();
 });
-element('add-prompt').addEventListener('click', () => {
-  boxes.add();
-  boxes.focusLast();
-});
 element('pause').addEventListener('click', pause);
 element('reset').addEventListener('click', reset);
 element('snapshot').addEventListener('click', snapshot);
@@ -277,9 +275,11 @@ async function watchCell() {
 }
 
 /** What the model works with by default holds where nobody has chosen. */
-function adopt({ default_steps: steps, default_attention_bias: bias }) {
+function adopt({ name, default_steps: steps, default_attention_bias: bias, supports_kv_cache_bias: biased }) {
   if (adopted) return;
   adopted = true;
+  controls.offerBias(biased);
+  element('model-note').hidden = name !== 'tiny';
   const defaults = { denoising_step_list: steps, kv_cache_attention_bias: bias };
   controls.show(Object.fromEntries(Object.entries(defaults).filter(([key, value]) => value && !wishes.has(key))), 'default');
 }

@@ -1,14 +1,22 @@
 // The prompt box: one text, or several blended by weight.
 
-const MAX_PROMPTS = 8;
+/** What the server takes. */
+const MAX_PROMPTS = 16;
 
 export class Prompts {
   #list;
+  /** The button that adds a line. */
+  #adder;
   /** The lines as they were sent or shown last. */
   #known = null;
 
-  constructor(list, onSend) {
+  constructor(list, adder, onSend) {
     this.#list = list;
+    this.#adder = adder;
+    adder.addEventListener('click', () => {
+      this.add();
+      this.#list.lastElementChild.querySelector('textarea').focus();
+    });
     list.addEventListener('keydown', (event) => {
       if (event.key === 'Enter' && !event.shiftKey && event.target.matches('textarea')) {
         event.preventDefault();
@@ -38,10 +46,16 @@ export class Prompts {
     remove.setAttribute('aria-label', `Remove prompt ${number}`);
     remove.addEventListener('click', () => {
       line.remove();
+      this.#count();
       this.focus();
     });
     line.append(box, weight, remove);
     this.#list.append(line);
+    this.#count();
+  }
+
+  #count() {
+    this.#adder.disabled = this.#list.children.length >= MAX_PROMPTS;
   }
 
   focus() {
@@ -63,10 +77,6 @@ export class Prompts {
     this.#list.replaceChildren();
     for (const { text, weight } of prompts) this.add(text, (weight / most) * 100);
     this.settle();
-  }
-
-  focusLast() {
-    this.#list.lastElementChild?.querySelector('textarea').focus();
   }
 
   /** `[{text, weight}]` of the lines that are not empty. */

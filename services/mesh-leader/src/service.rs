@@ -14,11 +14,11 @@ use engine::settings::RankSettings;
 use mesh::leader::{Leader, LeaderConfig};
 use runtime::{Context, ExitCode, HealthServer, Outcome};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{sleep, timeout};
-use tracing::{info, warn};
+use tokio::time::timeout;
+use tracing::info;
 
 use crate::board::Board;
-use crate::config::{LeaderSettings, bus_config};
+use crate::config::LeaderSettings;
 use crate::driver::{Driver, DriverState, Ended, EpochOpener, Event, LEAVE};
 use crate::key::{Gate, Keeper, Order};
 use crate::link::LinkDesk;
@@ -29,8 +29,6 @@ use crate::{endpoints, liveness};
 const QUEUE: usize = 256;
 /// Enough to fill the KV window and pass one eviction.
 const WARM_UP_CHUNKS: u32 = 3;
-/// Pause between attempts to reach the broker.
-const RECONNECT: Duration = Duration::from_millis(250);
 
 pub(crate) async fn run(context: Context<LeaderSettings>) -> Outcome {
     match Box::pin(serve(context)).await {
@@ -70,7 +68,8 @@ async fn serve(context: Context<LeaderSettings>) -> Result<Ended, Outcome> {
     let engine = Engine::spawn(rank.engine.clone()).map_err(|e| misconfigured(&e))?;
 
     context.readiness.set_waiting("broker");
-    let Some(bus) = connect(&settings, &stop).await? else {
+    let connected = runtime::broker::connect(&settings.common.nats, "mesh-leader", &stop).await;
+    let Some(bus) = connected.map_err(|e| misconfigured(&e))? else {
         return Ok(Ended { code: mesh::ExitCode::Asked, reason: "asked to stop".to_owned() });
     };
     let cell = settings.common.cell.id.clone();
@@ -159,28 +158,6 @@ async fn resolve(settings: LeaderSettings, set_by: String) -> Result<RankSetting
     resolved
         .await
         .unwrap_or_else(|e| Err(Error::new(Reason::Internal, "reading the weights").detail(e.to_string())))
-}
-
-/// `None` when asked to stop before there was a broker.
-async fn connect(
-    settings: &LeaderSettings,
-    stop: &tokio_util::sync::CancellationToken,
-) -> Result<Option<Bus>, Outcome> {
-    let config = bus_config(&settings.common.nats);
-    loop {
-        let connected = tokio::select! {
-            () = stop.cancelled() => return Ok(None),
-            connected = Bus::connect(&config, "mesh-leader") => connected,
-        };
-        match connected {
-            Ok(bus) => return Ok(Some(bus)),
-            Err(error) if matches!(error.reason, Reason::PermissionDenied | Reason::BadField) => {
-                return Err(misconfigured(&error));
-            }
-            Err(error) => warn!(%error, "no broker yet"),
-        }
-        sleep(RECONNECT).await;
-    }
 }
 
 async fn register(bus: &Bus, cell: &CellId, version: &str) -> Result<Service, Outcome> {

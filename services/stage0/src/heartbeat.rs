@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use contract::status::STATUS_INTERVAL_MS;
 use contract::subjects;
-use runtime::{Readiness, Shutdown, metric_names};
+use runtime::{Readiness, Shutdown};
 use tokio::time::MissedTickBehavior;
 use tracing::debug;
 
@@ -41,8 +41,6 @@ impl Heartbeat {
     }
 
     fn look(&self) {
-        let connected = f64::from(u8::from(self.portrait.is_connected()));
-        metrics::gauge!(metric_names::BUS_CONNECTED).set(connected);
         match self.portrait.waiting_for() {
             Some(what) => self.readiness.set_waiting(what),
             None => self.readiness.set_ready(),

@@ -8,8 +8,8 @@ use contract::error::{Error, Reason};
 use contract::ids::InstanceId;
 use contract::session::CreateSession;
 use contract::subjects;
-use runtime::config::NatsSection;
-use runtime::{Context, ExitCode, HealthServer, Outcome, Shutdown};
+use runtime::{Context, ExitCode, HealthServer, Outcome};
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::call_budget::CallBudget;
@@ -67,8 +67,7 @@ async fn serve(context: &Context<Config>) -> Result<Option<Running>, Outcome> {
     info!(model = model.name, fingerprint = model.fingerprint, "model loaded");
 
     readiness.set_waiting("broker");
-    let bus = connect(&common.nats, "stage0", shutdown).await?;
-    let media = connect(&common.nats, "stage0-media", shutdown).await?;
+    let Some((bus, media)) = connect(&common.nats, &shutdown.token()).await? else { return Ok(None) };
     let instance = InstanceId::random();
     let cell_id = common.cell.id.clone();
     let cell = Cell::listen(&bus, &cell_id, shutdown.token()).await.map_err(Outcome::from)?;
@@ -148,27 +147,12 @@ impl Running {
     }
 }
 
-/// Tries until there is a connection or the process is asked to stop.
-async fn connect(nats: &NatsSection, name: &str, shutdown: &Shutdown) -> Result<Bus, Outcome> {
-    let config = BusConfig {
-        url: nats.url.clone(),
-        user: nats.user.clone(),
-        password: nats.password.clone().map(Into::into),
-        password_file: nats.password_file.clone(),
-        creds_file: nats.creds_file.clone(),
-        tls_ca_file: nats.tls_ca_file.clone(),
-        connect_timeout_ms: nats.connect_timeout_ms,
+/// Control and media, each with a connection of its own; `None` when asked to stop before both stand.
+async fn connect(nats: &BusConfig, stop: &CancellationToken) -> Result<Option<(Bus, Bus)>, Outcome> {
+    let one = async |name| {
+        let connected = runtime::broker::connect(nats, name, stop).await;
+        connected.map_err(|error| Outcome::fatal(ExitCode::Config, error))
     };
-    loop {
-        match Bus::connect(&config, name).await {
-            Ok(bus) => return Ok(bus),
-            Err(error) if error.reason == Reason::BrokerUnavailable && !shutdown.is_requested() => {
-                warn!(%error, detail = error.detail, "waiting for the broker");
-            }
-            Err(error) => {
-                let detail = error.detail.clone().unwrap_or_default();
-                return Err(Outcome::fatal(ExitCode::Config, format!("nats: {error} {detail}")));
-            }
-        }
-    }
+    let Some(control) = one("stage0").await? else { return Ok(None) };
+    Ok(one("stage0-media").await?.map(|media| (control, media)))
 }

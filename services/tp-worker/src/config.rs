@@ -1,7 +1,6 @@
-use bus::BusConfig;
 use contract::Error;
 use engine::settings::{DOCS, DeviceSection, MeshSection, ModelSection};
-use runtime::config::{NatsSection, Provenance};
+use runtime::config::Provenance;
 use runtime::{Common, ConfigError, ServiceConfig};
 use serde::{Deserialize, Serialize};
 
@@ -32,17 +31,5 @@ impl ServiceConfig for WorkerSettings {
             return Err(provenance.refuse("mesh.session_slots", "0: at least 1 is needed"));
         }
         Ok(())
-    }
-}
-
-pub(crate) fn bus_config(nats: &NatsSection) -> BusConfig {
-    BusConfig {
-        url: nats.url.clone(),
-        user: nats.user.clone(),
-        password: nats.password.clone().map(Into::into),
-        password_file: nats.password_file.clone(),
-        creds_file: nats.creds_file.clone(),
-        tls_ca_file: nats.tls_ca_file.clone(),
-        connect_timeout_ms: nats.connect_timeout_ms,
     }
 }

@@ -5,7 +5,7 @@ use std::future::ready;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bus::{Bus, ServiceInfo};
+use bus::ServiceInfo;
 use contract::recording::RecordingRequest;
 use contract::{Error, InstanceId, Reason, subjects};
 use engine::Engine;
@@ -13,20 +13,17 @@ use engine::settings::RankSettings;
 use mesh::worker::{Worker, WorkerConfig};
 use runtime::{Context, ExitCode, HealthServer, Outcome};
 use tokio::sync::mpsc;
-use tokio::time::{sleep, timeout};
-use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tokio::time::timeout;
+use tracing::info;
 
 use crate::BUILD;
 use crate::board::Board;
-use crate::config::{WorkerSettings, bus_config};
+use crate::config::WorkerSettings;
 use crate::driver::{Driver, DriverState, Ended};
 use crate::status::Reporter;
 
 /// Events that wait for the driver.
 const QUEUE: usize = 256;
-/// Pause between attempts to reach the broker.
-const RECONNECT: Duration = Duration::from_millis(250);
 /// The longest that leaving may take after the machine has ended.
 const LEAVE: Duration = Duration::from_secs(1);
 
@@ -77,7 +74,11 @@ where
 
     context.readiness.set_waiting("broker");
     let timing = settings.mesh.timing();
-    let Some(bus) = connect(&settings, timing.orphan_grace, &stop).await? else {
+    let connecting = runtime::broker::connect(&settings.common.nats, "tp-worker", &stop);
+    let connected = timeout(timing.orphan_grace, connecting)
+        .await
+        .map_err(|_| Outcome::orphaned("no broker, so no leader"))?;
+    let Some(bus) = connected.map_err(|e| misconfigured(&e))? else {
         return Ok(Ended { code: mesh::ExitCode::Asked, reason: "asked to stop".to_owned() });
     };
     let cell = settings.common.cell.id.clone();
@@ -144,31 +145,4 @@ async fn resolve(settings: WorkerSettings, set_by: String) -> Result<RankSetting
     resolved
         .await
         .unwrap_or_else(|e| Err(Error::new(Reason::Internal, "reading the weights").detail(e.to_string())))
-}
-
-/// `None` when asked to stop before there was a broker.
-async fn connect(
-    settings: &WorkerSettings,
-    grace: Duration,
-    stop: &CancellationToken,
-) -> Result<Option<Bus>, Outcome> {
-    let config = bus_config(&settings.common.nats);
-    let started = Instant::now();
-    loop {
-        let connected = tokio::select! {
-            () = stop.cancelled() => return Ok(None),
-            connected = Bus::connect(&config, "tp-worker") => connected,
-        };
-        match connected {
-            Ok(bus) => return Ok(Some(bus)),
-            Err(error) if matches!(error.reason, Reason::PermissionDenied | Reason::BadField) => {
-                return Err(misconfigured(&error));
-            }
-            Err(error) if started.elapsed() > grace => {
-                return Err(Outcome::orphaned(format!("no broker, so no leader: {error}")));
-            }
-            Err(error) => warn!(%error, "no broker yet"),
-        }
-        sleep(RECONNECT).await;
-    }
 }

@@ -7,7 +7,7 @@ use contract::{Error, Reason};
 use serde::{Deserialize, Serialize};
 
 /// Settings of one connection. Secrets come from a file or the environment and are never logged.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct BusConfig {
     /// `nats://host:port` or `tls://host:port`; several, separated by commas, for a cluster.
@@ -22,6 +22,16 @@ pub struct BusConfig {
     pub tls_ca_file: Option<PathBuf>,
     /// How long [`crate::Bus::connect`] keeps trying before it reports failure.
     pub connect_timeout_ms: u64,
+}
+
+impl fmt::Debug for BusConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BusConfig")
+            .field("url", &self.shown_url())
+            .field("user", &self.user)
+            .field("password", &self.password)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Default for BusConfig {

@@ -246,7 +246,7 @@ pub struct MeshState {
     pub last_call: Option<CallId>,
 }
 
-/// DESIGN section 6: `Forming → Loading → Warming → Ready ⇄ Busy → Draining → Stopped`, and `Faulted`.
+/// `Forming → Loading → Warming → Ready ⇄ Busy → Draining → Stopped`, and `Faulted`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MeshPhase {

@@ -94,7 +94,23 @@ pub const WITHOUT_EFFECT: &[&str] = &[
     "vace_use_input_video",
 ];
 
+/// Every key with an effect.
+const KEYS: &[&str] = &[
+    "prompts",
+    "prompt_interpolation_method",
+    "transition",
+    "denoising_step_list",
+    "kv_cache_attention_bias",
+    "base_seed",
+    "manage_cache",
+    "reset_cache",
+    "paused",
+];
+/// What keys begin with that other servers of this kind know and that is not built here.
+const NOT_BUILT: &[&str] = &["vace_", "lora", "recording", "first_frame", "last_frame", "video"];
+
 pub const MAX_PROMPTS: usize = 16;
+pub const MAX_WEIGHT: f64 = 1e6;
 pub const MAX_PROMPT_BYTES: usize = 4096;
 pub const MAX_TRANSITION_STEPS: u32 = 1000;
 
@@ -124,7 +140,10 @@ impl Parameters {
             "kv_cache_attention_bias" => {
                 self.kv_cache_attention_bias = Some(number(key, value, 0.01, 1.0)? as f32)
             }
-            "base_seed" => self.base_seed = Some(integer(key, value)?),
+            "base_seed" => {
+                let whole = || expected(key, value, "a whole number from 0 to 2^64 - 1");
+                self.base_seed = Some(integer(key, value).map_err(|_| whole())?);
+            }
             "manage_cache" => self.manage_cache = Some(boolean(key, value)?),
             "reset_cache" => self.reset_cache = Some(boolean(key, value)?),
             "paused" => self.paused = Some(boolean(key, value)?),
@@ -142,7 +161,13 @@ impl Parameters {
             // An empty list or object asks for nothing.
             _ if value.as_array().is_some_and(Vec::is_empty)
                 || value.as_object().is_some_and(Map::is_empty) => {}
-            _ => return Err(unsupported(key, "the running plan has no such parameter")),
+            _ if NOT_BUILT.iter().any(|prefix| key.starts_with(prefix)) => {
+                return Err(unsupported(key, "this is not built"));
+            }
+            _ => {
+                let text = format!("the running plan has no such parameter; there are {}", KEYS.join(", "));
+                return Err(unsupported(key, &text));
+            }
         }
         Ok(())
     }
@@ -244,10 +269,20 @@ fn interpolation(key: &str, value: &Value) -> Result<Interpolation, Error> {
     serde_json::from_value(value.clone()).map_err(|_| expected(key, value, "\"linear\" or \"slerp\""))
 }
 
+/// # Errors
+/// An object has a key that means nothing there: a slip of the pen would otherwise be a default.
+fn only(key: &str, object: &Map<String, Value>, allowed: &[&str]) -> Result<(), Error> {
+    match object.keys().find(|found| !allowed.contains(&found.as_str())) {
+        Some(found) => Err(bad(&format!("{key} has the key {found:?}: allowed are {}", allowed.join(", ")))),
+        None => Ok(()),
+    }
+}
+
 fn prompts(key: &str, value: &Value) -> Result<Vec<Prompt>, Error> {
     let list = value.as_array().ok_or_else(|| expected(key, value, "a list of {\"text\", \"weight\"}"))?;
     list.iter()
         .map(|item| {
+            item.as_object().map_or(Ok(()), |object| only(key, object, &["text", "weight"]))?;
             serde_json::from_value(item.clone())
                 .map_err(|_| expected(key, item, "{\"text\": string, \"weight\": number of at least 0}"))
         })
@@ -256,6 +291,7 @@ fn prompts(key: &str, value: &Value) -> Result<Vec<Prompt>, Error> {
 
 fn transition(key: &str, value: &Value) -> Result<Transition, Error> {
     let object = value.as_object().ok_or_else(|| expected(key, value, "an object with target_prompts"))?;
+    only(key, object, &["target_prompts", "num_steps", "temporal_interpolation_method"])?;
     let target = object.get("target_prompts").ok_or_else(|| bad("transition.target_prompts is missing"))?;
     let method = object.get("temporal_interpolation_method").filter(|method| !method.is_null());
     let count = object.get("num_steps").filter(|count| !count.is_null());
@@ -279,11 +315,8 @@ fn check_prompts(key: &str, prompts: &[Prompt]) -> Result<(), Error> {
             let bytes = prompt.text.len();
             return Err(bad(&format!("{key} has a text of {bytes} bytes: {MAX_PROMPT_BYTES} are allowed")));
         }
-        if !prompt.weight.is_finite() || prompt.weight < 0.0 {
-            return Err(bad(&format!(
-                "{key} has weight {}: a finite number of at least 0 is expected",
-                prompt.weight
-            )));
+        if !(0.0..=MAX_WEIGHT).contains(&prompt.weight) {
+            return Err(bad(&format!("{key} has weight {}: 0 to {MAX_WEIGHT} is allowed", prompt.weight)));
         }
     }
     Ok(())
@@ -313,6 +346,21 @@ mod tests {
         assert!(refusal(&json!({"denoising_step_list": [500, 750]})).contains("bad_steps"));
         assert!(refusal(&json!({"denoising_step_list": [700.5]})).contains("700.5"));
         assert!(refusal(&json!({"prompts": []})).contains("1 to 16"));
+        assert!(
+            refusal(&json!({"base_seed": -1}))
+                .ends_with("base_seed is -1: a whole number from 0 to 2^64 - 1 is expected")
+        );
+        assert!(refusal(&json!({"prompts": [{"text": "a", "weight": 1e308}]})).contains("0 to 1000000"));
+        assert!(refusal(&json!({"no_such_key": 1})).contains("there are prompts, "));
+    }
+
+    #[test]
+    fn a_slip_of_the_pen_inside_a_parameter_is_not_taken_for_a_default() {
+        let prompt = json!({"text": "a fox", "wieght": 3});
+        let refused = refusal(&json!({"prompts": [prompt]}));
+        assert!(refused.ends_with("prompts has the key \"wieght\": allowed are text, weight"), "{refused}");
+        let transition = json!({"target_prompts": [{"text": "a fox"}], "num_stpes": 2});
+        assert!(refusal(&json!({"transition": transition})).contains("num_stpes"));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-/// How a process of the mesh ends (DESIGN section 6).
+/// How a process of the mesh ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExitCode {
     /// Asked to stop.

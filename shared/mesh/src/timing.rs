@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-/// Every duration of the protocol. The defaults are DESIGN's.
+/// Every duration of the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
     /// The shell ticks the machines this often.

@@ -10,8 +10,7 @@ pub fn unix_millis() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Tells from the lateness of one's own tick that the process did not run for a while. Whoever monitors peers discounts
-/// that gap instead of accusing them.
+/// Tells from the lateness of one's own tick that the process did not run for a while.
 #[derive(Clone, Copy, Debug)]
 pub struct StallDetector {
     period: Duration,

@@ -3,6 +3,7 @@
 //! A service's `main` is one call of [`lifecycle::main`]: parse arguments, load the configuration, run the body until
 //! it ends or is asked to, and leave within the grace whatever is wedged.
 
+pub mod broker;
 pub mod clock;
 pub mod config;
 pub mod exit;
@@ -19,7 +20,6 @@ pub mod vitals;
 mod watchdog;
 
 pub use self::config::{Common, ConfigArgs, ConfigError, Loaded, ServiceConfig, Source};
-pub use clock::StallDetector;
 pub use exit::{ExitCode, Outcome};
 pub use http::{HealthServer, Readiness};
 pub use lifecycle::Context;

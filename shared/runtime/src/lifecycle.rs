@@ -6,19 +6,24 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Runtime;
-use tracing::{error, info};
+use tokio::time::MissedTickBehavior;
+use tracing::{error, info, warn};
 
+use crate::clock::StallDetector;
 use crate::config::{self, ConfigArgs, Loaded, ServiceConfig};
 use crate::exit::{ExitCode, Outcome};
 use crate::http::{self, Readiness};
 use crate::metrics::Metrics;
 use crate::recorder::Recorder;
 use crate::shutdown::Shutdown;
-use crate::{clock, panics, signals, telemetry, watchdog};
+use crate::{clock, metric_names, panics, signals, telemetry, watchdog};
 
 /// Part of the grace kept for leaving once the body is done.
 const LEAVE: Duration = Duration::from_millis(500);
 const METRICS_UPKEEP: Duration = Duration::from_secs(5);
+const STALL_TICK: Duration = Duration::from_millis(200);
+/// A tick that is later than this was not merely busy.
+const STALL: Duration = Duration::from_millis(800);
 
 /// Name, version and one line about a service; `env!("CARGO_PKG_VERSION")` is the version to give.
 #[derive(Clone, Copy, Debug)]
@@ -121,6 +126,7 @@ where
     };
     let outcome = runtime.block_on(async move {
         tokio::spawn(upkeep(metrics));
+        tokio::spawn(count_stalls());
         info!(service = about.name, version = about.version, "starting");
         Box::pin(body(context)).await
     });
@@ -130,6 +136,21 @@ where
     let left = shutdown.deadline().left(Instant::now()).duration();
     runtime.shutdown_timeout(left.saturating_sub(LEAVE).min(Duration::from_secs(1)));
     outcome
+}
+
+/// A process that did not run for a while shows it.
+async fn count_stalls() {
+    let mut tick = tokio::time::interval(STALL_TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut detector = StallDetector::new(STALL_TICK, STALL);
+    let stalls = metrics::counter!(metric_names::STALLS);
+    loop {
+        let now = tick.tick().await;
+        if let Some(late) = detector.tick(now.into_std()) {
+            warn!(ms = late.as_millis(), "this process did not run for a while");
+            stalls.increment(1);
+        }
+    }
 }
 
 /// Keeps histograms bounded when nobody reads `/metrics`.

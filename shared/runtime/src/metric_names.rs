@@ -19,10 +19,8 @@ macro_rules! names {
 }
 
 names! {
-    gauge BUS_CONNECTED = "km_bus_connected" Count "1 while the broker connection is up.";
-    counter BUS_RECONNECTS = "km_bus_reconnects_total" Count "Broker connections after the first.";
-    counter BUS_DROPPED = "km_bus_dropped_total" Count "Messages dropped by full subscription queues.";
-    histogram REQUEST_SECONDS = "km_request_seconds" Seconds "Requests to other services, label subject_kind and outcome.";
+    gauge BUS_CONNECTED = "km_bus_connected" Count "1 while the broker connection is up, label connection.";
+    counter BUS_RECONNECTS = "km_bus_reconnects_total" Count "Times the broker connection came back, label connection.";
     counter HTTP_REQUESTS = "km_http_requests_total" Count "HTTP requests, labels route and status.";
     histogram HTTP_SECONDS = "km_http_seconds" Seconds "HTTP requests, label route.";
     gauge SESSIONS = "km_sessions" Count "Sessions that exist now.";
@@ -45,10 +43,6 @@ names! {
     counter CALLS = "km_calls_total" Count "Mesh calls, labels action and outcome.";
     histogram CALL_SECONDS = "km_call_seconds" Seconds "Mesh calls, label action.";
     histogram GENERATOR_SECONDS = "km_generator_seconds" Seconds "The generator's part of a call.";
-    histogram PLAN_SECONDS = "km_plan_seconds" Seconds "Plan sent to all acknowledged.";
-    histogram GO_SECONDS = "km_go_seconds" Seconds "Go sent to all acknowledged.";
-    histogram COLLECTIVE_SECONDS = "km_collective_seconds" Seconds "One collective, label op.";
-    counter LIVENESS_LOST = "km_liveness_lost_total" Count "Peers lost on the liveness socket, label cause.";
     counter STALLS = "km_stalls_total" Count "Times this process noticed that it did not run.";
     counter LOG_LINES_DROPPED = "km_log_lines_dropped_total" Count "Log lines dropped because stderr was not read.";
 }

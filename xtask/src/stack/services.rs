@@ -48,6 +48,11 @@ impl Stack {
         self.run_dir.join("flight")
     }
 
+    /// What this stack's own broker calls itself.
+    pub fn broker_name(&self) -> String {
+        format!("kinemesh-{}-{}", std::process::id(), self.nats_port)
+    }
+
     /// The broker, which the services need before they start.
     pub fn broker(&self, layout: &Layout) -> Spec {
         let args: Vec<OsString> = vec![
@@ -55,6 +60,8 @@ impl Stack {
             layout.nats_config().into(),
             "-p".into(),
             self.nats_port.to_string().into(),
+            "--name".into(),
+            self.broker_name().into(),
             "-sd".into(),
             self.run_dir.clone().into(),
         ];

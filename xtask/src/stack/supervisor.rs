@@ -16,7 +16,7 @@ use super::process::{Phase, Process, Spec};
 use super::signals;
 use crate::console::Console;
 
-/// The exit code that stops the stack (DESIGN, "Shutdown").
+/// The exit code that stops the stack.
 pub const CONFIGURATION: i32 = 2;
 /// Everything is gone this long after the wish to stop: SIGKILL then takes what is left.
 const GRACE: Duration = Duration::from_millis(4500);

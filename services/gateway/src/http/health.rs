@@ -113,6 +113,10 @@ pub(super) struct Mesh {
 #[utoipa::path(get, path = "/api/v1/cell", tag = "health", responses((status = 200, body = CellState)))]
 pub(super) async fn cell(State(app): State<App>) -> Json<CellState> {
     let snapshot = app.cell().now();
+    let own = app.config().gateway.max_sessions;
+    let of_stage0 =
+        snapshot.stage0.as_ref().and_then(|(_, status)| status.as_ref()?.capacity.try_into().ok());
+    let limit = of_stage0.map_or(own, |capacity: usize| capacity.min(own));
     Json(CellState {
         cell: app.config().common.cell.id.to_string(),
         instance: app.identity().instance.to_string(),
@@ -126,7 +130,7 @@ pub(super) async fn cell(State(app): State<App>) -> Json<CellState> {
             last_fault: mesh.last_fault.map(|fault| fault.what),
         }),
         sessions: app.sessions().all().len(),
-        max_sessions: app.config().gateway.max_sessions,
+        max_sessions: limit,
     })
 }
 
@@ -134,5 +138,6 @@ fn describe(model: &ModelInfo) -> Value {
     json!({
         "name": model.name, "sizes": model.sizes, "default_steps": model.default_steps,
         "default_attention_bias": model.default_attention_bias,
+        "supports_kv_cache_bias": model.recompute,
     })
 }

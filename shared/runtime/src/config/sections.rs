@@ -1,9 +1,9 @@
 //! Sections that every service has.
 
 use std::env;
-use std::fmt;
 use std::path::PathBuf;
 
+use bus::BusConfig;
 use contract::CellId;
 use serde::{Deserialize, Serialize};
 
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 #[serde(default)]
 pub struct Common {
     pub cell: CellSection,
-    pub nats: NatsSection,
+    pub nats: BusConfig,
     pub http: HttpSection,
     pub log: LogSection,
     pub shutdown: ShutdownSection,
@@ -23,42 +23,6 @@ pub struct Common {
 #[serde(default)]
 pub struct CellSection {
     pub id: CellId,
-}
-
-/// The same keys as the bus's own settings, which services make from it.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct NatsSection {
-    pub url: String,
-    pub user: Option<String>,
-    pub password: Option<String>,
-    pub password_file: Option<PathBuf>,
-    pub creds_file: Option<PathBuf>,
-    pub tls_ca_file: Option<PathBuf>,
-    pub connect_timeout_ms: u64,
-}
-
-impl fmt::Debug for NatsSection {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("NatsSection")
-            .field("user", &self.user)
-            .field("password", &self.password.as_ref().map(|_| "(set)"))
-            .finish_non_exhaustive()
-    }
-}
-
-impl Default for NatsSection {
-    fn default() -> Self {
-        Self {
-            url: "nats://127.0.0.1:4222".to_owned(),
-            user: None,
-            password: None,
-            password_file: None,
-            creds_file: None,
-            tls_ca_file: None,
-            connect_timeout_ms: 5_000,
-        }
-    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
