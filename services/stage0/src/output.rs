@@ -395,7 +395,7 @@ mod tests {
     /// Refuses the first picture and the first bitrate, and tells what bitrates it was asked for.
     struct Refusing {
         pictures: u32,
-        bitrates: mpsc::Sender<u32>,
+        bitrates: mpsc::SyncSender<u32>,
         bitrate_refused: bool,
     }
 
@@ -422,7 +422,7 @@ mod tests {
 
     #[test]
     fn a_picture_that_the_encoder_refuses_is_told_and_costs_neither_the_report_nor_the_keyframe() {
-        let (bitrates, _asked) = mpsc::channel();
+        let (bitrates, _asked) = mpsc::sync_channel(8);
         let mut fixture = start_with(Box::new(Refusing { pictures: 0, bitrates, bitrate_refused: false }));
         fixture.output.push(Frame { report: Some(report(0)), ..frame(0, 0) });
         fixture.output.push(frame(1, 0));
@@ -435,7 +435,7 @@ mod tests {
 
     #[test]
     fn a_bitrate_reaches_the_encoder_and_one_that_it_refuses_costs_no_picture() {
-        let (bitrates, asked) = mpsc::channel();
+        let (bitrates, asked) = mpsc::sync_channel(8);
         let fixture = start_with(Box::new(Refusing { pictures: 1, bitrates, bitrate_refused: false }));
         for kbps in [900, 700] {
             fixture.output.control().bitrate(kbps);
