@@ -367,7 +367,7 @@ impl Cell {
     /// If it does not.
     pub async fn stop(self) {
         let running = self.pids();
-        for phase in [Phase::Gateway, Phase::Stage0, Phase::Leader, Phase::Workers] {
+        for phase in [Phase::Gateway, Phase::Stage0, Phase::Mesh] {
             let asked = Instant::now();
             self.processes.ask_to_stop(phase);
             for (name, spec) in self.specs.iter().filter(|(_, spec)| spec.phase == phase) {

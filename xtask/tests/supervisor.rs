@@ -61,7 +61,7 @@ fn a_refused_configuration_is_reported_with_its_last_line() {
     let dir = tempfile::tempdir().unwrap();
     let mut supervisor = supervisor();
 
-    let refuses = script("leader", Phase::Leader, dir.path(), "echo 'mesh.world_size: 3' >&2; exit 2");
+    let refuses = script("leader", Phase::Mesh, dir.path(), "echo 'mesh.world_size: 3' >&2; exit 2");
     supervisor.start(refuses).unwrap();
 
     let refusal = tick_until(&mut supervisor, |refusal| refusal);

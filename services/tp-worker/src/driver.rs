@@ -71,6 +71,8 @@ pub(crate) struct DriverState {
     asked: HashMap<Ticket, oneshot::Sender<Result<Ack, Error>>>,
     endpoints: Option<EpochEndpoints>,
     ended: Option<Ended>,
+    /// Asked to stop.
+    leaving: bool,
 }
 
 impl Driver {
@@ -78,14 +80,10 @@ impl Driver {
     pub(crate) async fn run(mut self, mut events: mpsc::Receiver<Event>, stop: CancellationToken) -> Ended {
         let mut tick = interval(self.timing.tick);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut draining = false;
         loop {
             let input = tokio::select! {
                 biased;
-                () = stop.cancelled(), if !draining => {
-                    draining = true;
-                    Some(Input::Drain)
-                }
+                () = stop.cancelled(), if !self.state.leaving => Some(Input::Drain),
                 event = events.recv() => event.and_then(|event| self.input_of(event)),
                 _ = tick.tick() => Some(Input::Tick),
             };
@@ -103,6 +101,7 @@ impl Driver {
         if !input.is_routine() {
             self.recorder.input(now, &input);
         }
+        self.state.leaving |= matches!(input, Input::Drain);
         if let Input::Beat(beat) = &input {
             self.board.note(|activity| activity.beat(beat.rank, now));
         }
@@ -112,7 +111,9 @@ impl Driver {
             if !action.is_routine() {
                 self.recorder.action(now, &action);
             }
-            if let Some(fault) = action.fault() {
+            // Whoever is about to go misses nobody who goes first.
+            let left_behind = self.state.leaving && matches!(action, Action::Leave { .. });
+            if let Some(fault) = action.fault().filter(|_| !left_behind) {
                 warn!(%fault, "something went wrong in this epoch");
                 self.recorder.fault(now, &fault);
             }

@@ -22,13 +22,13 @@ const LAST_WORDS: Duration = Duration::from_millis(200);
 pub enum Phase {
     Gateway,
     Stage0,
-    Leader,
-    Workers,
+    /// All ranks together: one that stops alone is a fault to the others.
+    Mesh,
     Broker,
 }
 
 impl Phase {
-    pub const ALL: [Self; 5] = [Self::Gateway, Self::Stage0, Self::Leader, Self::Workers, Self::Broker];
+    pub const ALL: [Self; 4] = [Self::Gateway, Self::Stage0, Self::Mesh, Self::Broker];
 }
 
 /// What a process is: enough to start it any number of times.

@@ -99,7 +99,7 @@ impl Stack {
                     env.push(("OMP_NUM_THREADS", threads.to_string().into()));
                     env.push(("MKL_NUM_THREADS", threads.to_string().into()));
                 }
-                if phase == Phase::Leader {
+                if name == "leader" {
                     env.push((key::WORLD_SIZE, self.world_size.to_string().into()));
                 }
                 Spec {
@@ -113,11 +113,11 @@ impl Stack {
         let mut specs = vec![
             service("gateway", "gateway", Phase::Gateway, "gateway", Some(self.gateway_port), 1),
             service("stage0", "stage0", Phase::Stage0, "stage0", None, threads.stage0),
-            service("leader", "mesh-leader", Phase::Leader, "leader", None, threads.rank),
+            service("leader", "mesh-leader", Phase::Mesh, "leader", None, threads.rank),
         ];
         for rank in 1..self.world_size {
             let name = format!("worker{rank}");
-            specs.push(service(&name, "tp-worker", Phase::Workers, "worker", None, threads.rank));
+            specs.push(service(&name, "tp-worker", Phase::Mesh, "worker", None, threads.rank));
         }
         specs
     }

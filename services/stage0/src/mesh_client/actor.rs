@@ -242,7 +242,11 @@ impl Actor {
                 self.refused = Some(error);
             }
             Action::Lost(error) => {
-                warn!(%error, "the lease on the mesh is lost");
+                if error.reason == Reason::SessionEnded {
+                    info!("the lease on the mesh is given back");
+                } else {
+                    warn!(%error, "the lease on the mesh is lost");
+                }
                 self.link = None;
                 self.last_call = None;
                 self.refused = Some(error);
