@@ -204,7 +204,7 @@ impl Leader {
             .draining
             .map_or(Ok(()), |since| invariants::drain_ends(now, since, self.config.timing.drain));
         if drained.is_err() && self.phase != MeshPhase::Stopped {
-            self.end_run(Err(draining_error()), out);
+            self.end_run(Err(cut_off()), out);
             out.push(Action::Abort { reason: "shutting down".to_owned() });
             self.exit(now, ExitCode::Asked, "asked to stop".to_owned(), out);
         }
@@ -272,7 +272,7 @@ impl Leader {
         if self.phase == MeshPhase::Stopped {
             return;
         }
-        self.end_run(Err(draining_error()), out);
+        self.end_run(Err(cut_off()), out);
         self.end_hello(&draining_error(), out);
         self.set_phase(now, MeshPhase::Stopped);
         out.push(Action::Exit { code, reason });
@@ -305,6 +305,12 @@ impl Leader {
     }
 }
 
+/// To whoever waits for a call that has begun.
+fn cut_off() -> Error {
+    Error::new(Reason::CallAborted, "the mesh stopped before the call had ended")
+}
+
+/// To whoever asks for something new.
 fn draining_error() -> Error {
     Error::new(Reason::Draining, "the mesh is stopping and takes no new work")
 }
