@@ -459,7 +459,10 @@ async fn chromium_outlives(process: &str) {
     assert!(seen["frames_recovered"].as_u64().unwrap() >= 30, "{seen}");
     assert!(seen["curtain"].as_str().unwrap().contains("One moment"), "{seen}");
     assert_eq!(seen["curtain_away"], true, "{seen}");
-    assert_eq!(seen["errors"].as_array().unwrap().len(), 0, "{seen}");
+    // What the page asks in the gap is refused as unavailable, which a browser notes by itself.
+    let refused = |error: &&Value| error.as_str().unwrap().contains("status of 503");
+    let errors: Vec<_> = seen["errors"].as_array().unwrap().iter().filter(|e| !refused(e)).collect();
+    assert!(errors.is_empty(), "{seen}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

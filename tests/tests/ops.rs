@@ -249,6 +249,7 @@ async fn a_killed_worker_leaves_the_call_in_the_flight_recorders_of_the_others()
     let mut viewer = viewer(&cell).await;
     viewer.chunks_until(2).await;
     cell.signal("worker1", Signal::Kill);
+    cell.exit("worker1", Duration::from_secs(5)).await;
     let session = format!("session {}", viewer.session);
     let (header, events) = wait::until("a dump of the leader", Duration::from_secs(20), || async {
         dumps(&cell, "mesh-leader")
