@@ -132,7 +132,7 @@ impl CellBuilder {
         let broker = SocketAddr::from((Ipv4Addr::LOCALHOST, stack.nats_port));
         let mut proxies = BTreeMap::new();
         for process in self.behind_proxies {
-            let proxy = Proxy::start(broker).await.expect("a port");
+            let proxy = Proxy::of_broker(broker).await.expect("a port");
             let spec = specs.get_mut(&process).unwrap_or_else(|| panic!("no process {process}"));
             set(spec, NATS_URL, &format!("nats://{}", proxy.address()));
             proxies.insert(process, proxy);

@@ -5,8 +5,10 @@
 
 pub mod cell;
 pub mod fault;
+pub mod frames;
 pub mod http;
 pub mod leftovers;
+pub mod meddling;
 pub mod operator;
 pub mod ordeal;
 pub mod process;
@@ -19,6 +21,8 @@ pub mod wait;
 
 pub use cell::{Cell, CellBuilder};
 pub use fault::Fault;
+pub use frames::Message;
+pub use meddling::Meddler;
 pub use operator::Operator;
 pub use process::Signal;
 pub use trace::Trace;

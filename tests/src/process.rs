@@ -11,6 +11,9 @@ use xtask::stack::Spec;
 /// Environment of every process of a cell, and so of whatever it starts: the cell's folder.
 pub(crate) const MARK: &str = "SYSTEM_TESTS_CELL";
 
+/// How long a process may take to stand still.
+const STILL: Duration = Duration::from_secs(1);
+
 /// The honest faults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal {
@@ -70,6 +73,16 @@ impl Process {
         let pid = libc::pid_t::try_from(self.child.id()).expect("a process id");
         // SAFETY: kill has no preconditions; the child has not been waited for, so the id is still its own.
         unsafe { libc::kill(pid, signal.number()) };
+        let asked = Instant::now();
+        // Its threads go on until one of them has been scheduled to take the signal.
+        while signal == Signal::Stop && !self.stands_still() && asked.elapsed() < STILL {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn stands_still(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap_or_default();
+        stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['T', 'Z']))
     }
 
     /// Its exit status, once it has ended.

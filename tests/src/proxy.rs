@@ -1,15 +1,19 @@
-//! A TCP proxy before the broker: what crosses it can be delayed, stopped and cut, for one process alone.
+//! A TCP proxy before the broker: what crosses it can be delayed, stopped and cut, and single messages lost or repeated,
+//! for one process alone.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
+
+use crate::frames::Splitter;
+use crate::meddling::{Fate, Meddler};
 
 /// Bytes read at a time, and how many such pieces may be under way in one direction.
 const PIECE: usize = 16 * 1024;
@@ -24,6 +28,9 @@ struct Road {
     generation: u64,
 }
 
+/// Who decides what becomes of each message, if the bytes are messages.
+type Post = Arc<Mutex<Meddler>>;
+
 /// Forwards from its own port until dropped.
 #[derive(Debug)]
 pub struct Proxy {
@@ -31,21 +38,44 @@ pub struct Proxy {
     road: watch::Sender<Road>,
     open: Arc<AtomicUsize>,
     accepting: AbortHandle,
+    post: Option<Post>,
 }
 
 impl Proxy {
-    /// Listens on a free port of loopback and forwards to `target`.
+    /// Listens on a free port of loopback and forwards to `target`, whatever bytes they are.
     ///
     /// # Errors
     /// If there is no port.
     pub async fn start(target: SocketAddr) -> io::Result<Self> {
+        Self::forward(target, None).await
+    }
+
+    /// The same before a broker: it knows messages.
+    ///
+    /// # Errors
+    /// If there is no port.
+    pub async fn of_broker(broker: SocketAddr) -> io::Result<Self> {
+        Self::forward(broker, Some(Arc::new(Mutex::new(Meddler::default())))).await
+    }
+
+    async fn forward(target: SocketAddr, post: Option<Post>) -> io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
         let road = Road { delay: Duration::ZERO, frozen: false, closed: false, generation: 0 };
         let road = watch::Sender::new(road);
         let open = Arc::new(AtomicUsize::new(0));
-        let accepting = tokio::spawn(accept(listener, target, road.subscribe(), Arc::clone(&open)));
-        Ok(Self { address, road, open, accepting: accepting.abort_handle() })
+        let accepting =
+            tokio::spawn(accept(listener, target, road.subscribe(), Arc::clone(&open), post.clone()));
+        Ok(Self { address, road, open, accepting: accepting.abort_handle(), post })
+    }
+
+    /// From now on `meddler` decides what becomes of each message.
+    ///
+    /// # Panics
+    /// If this proxy does not know messages.
+    pub fn meddle(&self, meddler: Meddler) {
+        let post = self.post.as_ref().expect("a proxy before a broker");
+        *post.lock().unwrap_or_else(PoisonError::into_inner) = meddler;
     }
 
     #[must_use]
@@ -103,13 +133,14 @@ async fn accept(
     target: SocketAddr,
     road: watch::Receiver<Road>,
     open: Arc<AtomicUsize>,
+    post: Option<Post>,
 ) {
     while let Ok((near, _)) = listener.accept().await {
         if !road.borrow().closed {
-            let (road, open) = (road.clone(), Arc::clone(&open));
+            let (road, open, post) = (road.clone(), Arc::clone(&open), post.clone());
             tokio::spawn(async move {
                 open.fetch_add(1, Ordering::AcqRel);
-                join(near, target, road).await;
+                join(near, target, road, post).await;
                 open.fetch_sub(1, Ordering::AcqRel);
             });
         }
@@ -117,23 +148,28 @@ async fn accept(
 }
 
 /// Until either side closes or the connection is cut.
-async fn join(near: TcpStream, target: SocketAddr, mut road: watch::Receiver<Road>) {
+async fn join(near: TcpStream, target: SocketAddr, mut road: watch::Receiver<Road>, post: Option<Post>) {
     let generation = road.borrow().generation;
     let Ok(far) = TcpStream::connect(target).await else { return };
     // A proxy that batches small messages would be a delay nobody asked for.
     let _ = (near.set_nodelay(true), far.set_nodelay(true));
     let ((near_in, near_out), (far_in, far_out)) = (near.into_split(), far.into_split());
     tokio::select! {
-        () = forward(near_in, far_out, road.clone()) => {}
-        () = forward(far_in, near_out, road.clone()) => {}
+        () = forward(near_in, far_out, road.clone(), post.clone()) => {}
+        () = forward(far_in, near_out, road.clone(), post) => {}
         _ = road.wait_for(|road| road.generation != generation) => {}
     }
 }
 
-async fn forward(from: impl AsyncRead + Unpin, to: impl AsyncWrite + Unpin, road: watch::Receiver<Road>) {
+async fn forward(
+    from: impl AsyncRead + Unpin,
+    to: impl AsyncWrite + Unpin,
+    road: watch::Receiver<Road>,
+    post: Option<Post>,
+) {
     let (pieces, waiting) = mpsc::channel(PIECES);
     // Reading ends first; what was read is still delivered.
-    tokio::join!(read(from, pieces, road.clone()), write(to, waiting, road));
+    tokio::join!(read(from, pieces, road.clone()), write(to, waiting, road, post));
 }
 
 type Piece = (Instant, Vec<u8>);
@@ -154,11 +190,29 @@ async fn write(
     mut to: impl AsyncWrite + Unpin,
     mut pieces: mpsc::Receiver<Piece>,
     mut road: watch::Receiver<Road>,
+    post: Option<Post>,
 ) {
+    let mut splitter = Splitter::default();
     while let Some((due, bytes)) = pieces.recv().await {
         tokio::time::sleep_until(due.into()).await;
+        let bytes = match &post {
+            Some(post) => sorted(post, &mut splitter, &bytes),
+            None => bytes,
+        };
         if road.wait_for(|road| !road.frozen).await.is_err() || to.write_all(&bytes).await.is_err() {
             return;
         }
     }
+}
+
+/// What is to cross of the messages that these bytes complete.
+fn sorted(post: &Post, splitter: &mut Splitter, bytes: &[u8]) -> Vec<u8> {
+    let mut meddler = post.lock().unwrap_or_else(PoisonError::into_inner);
+    splitter.push(bytes);
+    let mut crossing = Vec::new();
+    while let Some(frame) = splitter.pop() {
+        let fate = frame.message.as_ref().map_or(Fate::Passes, |message| meddler.fate(message));
+        (0..fate.copies()).for_each(|_| crossing.extend_from_slice(&frame.bytes));
+    }
+    crossing
 }

@@ -8,7 +8,10 @@ use contract::envelope::{Action, EnvelopeV1, Reply};
 use contract::event::{Event, SessionState};
 use contract::{Budget, CONTRACT_VERSION, CallId, Deadline, InstanceId, MeshEpoch, Reason, subjects};
 use serde_json::json;
+use system_tests::cell::BROKER;
 use system_tests::{Cell, Signal, Viewer, python, wait};
+
+const SERVICES: [&str; 4] = ["gateway", "stage0", "leader", "worker1"];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gateway_is_live_at_once_and_ready_when_the_mesh_is() {
@@ -64,7 +67,7 @@ async fn stops_alone(name: &str) {
     let bus = cell.bus("gateway").await;
     let mut viewer = Viewer::open(&bus, &cell.id(), &json!({"prompts": [{"text": "a fox"}]})).await;
     viewer.chunk().await;
-    for peer in ["gateway", "stage0", "leader", "worker1"] {
+    for peer in SERVICES {
         if peer != name {
             cell.signal(peer, Signal::Stop);
         }
@@ -94,6 +97,24 @@ async fn sigterm_ends_the_leader_while_every_peer_is_stopped() {
 #[tokio::test(flavor = "multi_thread")]
 async fn sigterm_ends_a_worker_while_every_peer_is_stopped() {
     stops_alone("worker1").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_ends_the_whole_stack_while_the_broker_stands_still() {
+    let cell = Cell::builder().ready().await;
+    let bus = cell.bus("gateway").await;
+    let mut viewer = Viewer::open(&bus, &cell.id(), &json!({"prompts": [{"text": "a fox"}]})).await;
+    viewer.chunk().await;
+    cell.signal(BROKER, Signal::Stop);
+    let asked = Instant::now();
+    for name in SERVICES {
+        cell.signal(name, Signal::Term);
+    }
+    for name in SERVICES {
+        let status = cell.exit(name, Duration::from_secs(30)).await;
+        wait::assert_within(name, asked.elapsed(), Duration::from_secs(5));
+        assert_eq!(status.code(), Some(0), "{name}: {status}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use system_tests::proxy::Proxy;
-use system_tests::wait;
+use system_tests::{meddling, wait};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -95,4 +95,34 @@ async fn a_cut_ends_what_is_open_and_a_closed_proxy_takes_nothing_new() {
     assert!(is_cut(&mut refused).await);
     proxy.reopen();
     connected(&proxy).await;
+}
+
+#[tokio::test]
+async fn before_a_broker_single_messages_are_lost_repeated_or_written_down() {
+    let proxy = Proxy::of_broker(echo().await).await.unwrap();
+    let mut stream = TcpStream::connect(proxy.address()).await.unwrap();
+    let published = b"PING\r\nPUB km.go 2\r\nhi\r\nPUB km.plan 2\r\nho\r\n";
+
+    let (meddler, lost) = meddling::lose(1, |message| message.verb() == "go");
+    proxy.meddle(meddler);
+    stream.write_all(published).await.unwrap();
+    expect(&mut stream, b"PING\r\nPUB km.plan 2\r\nho\r\n").await;
+    assert_eq!(lost.messages().len(), 1);
+
+    let (meddler, caught) = meddling::capture(|message| message.verb() == "plan");
+    proxy.meddle(meddler);
+    stream.write_all(published).await.unwrap();
+    expect(&mut stream, published).await;
+    assert_eq!(caught.messages()[0].body, b"ho");
+
+    // There and back: twice each way.
+    proxy.meddle(meddling::repeat(|message| message.verb() == "go").0);
+    stream.write_all(b"PUB km.go 2\r\nhi\r\n").await.unwrap();
+    expect(&mut stream, &b"PUB km.go 2\r\nhi\r\n".repeat(4)).await;
+}
+
+async fn expect(stream: &mut TcpStream, bytes: &[u8]) {
+    let mut back = vec![0; bytes.len()];
+    wait::bounded("what crosses", SOON, stream.read_exact(&mut back)).await.unwrap();
+    assert_eq!(String::from_utf8_lossy(&back), String::from_utf8_lossy(bytes));
 }

@@ -45,7 +45,10 @@ pub(crate) async fn serve_calls(
             let (reply, answer) = oneshot::channel::<Result<Reply, Error>>();
             let deadline = request.deadline.at();
             hand_over(&events, Event::Call { envelope: Box::new(envelope), digest, deadline, reply })?;
-            answer.await.unwrap_or_else(|_| Err(stopped()))
+            // What was asked may have begun.
+            let cut_off =
+                |_| Err(Error::new(Reason::CallAborted, "the leader stopped before it had answered"));
+            answer.await.unwrap_or_else(cut_off)
         }
     };
     service.serve("mesh-call", &subjects::mesh_call(cell, epoch), CALLS, handler).await

@@ -11,6 +11,7 @@ mod events;
 mod heartbeat;
 mod history;
 mod keeper;
+mod losses;
 mod mailbox;
 mod media;
 mod mesh_client;

@@ -14,6 +14,7 @@ use tracing::warn;
 
 use crate::codec::{self, CodecError, I420, VideoEncoder};
 use crate::events::Events;
+use crate::losses::{Losses, Told};
 use crate::media::{Stream, Tag, parts};
 use crate::pacer::Pacer;
 use crate::queue::{Frame, FrameQueue};
@@ -109,6 +110,7 @@ impl Output {
             events: events.clone(),
             shown,
             sequence: 0,
+            losses: Losses::default(),
             encode: (NONE, Duration::ZERO),
             to_packet: (NONE, Duration::ZERO),
         };
@@ -213,6 +215,7 @@ struct Sender<S> {
     events: Events,
     shown: Shown,
     sequence: u64,
+    losses: Losses,
     /// Time spent on the frames of the chunk that is being sent.
     encode: (Which, Duration),
     to_packet: (Which, Duration),
@@ -288,10 +291,19 @@ impl<S: MediaSink> Sender<S> {
         if let Some(arrived) = frame.parameter_arrived {
             self.to_packet = (chunk, arrived.elapsed());
         }
-        if let Some(error) = lost {
+        match self.losses.note(lost.is_some()) {
+            Some(Told::Began) => {
+                let error = lost.as_ref().map(ToString::to_string);
+                warn!(session = %self.stream.session, error, "access units are lost from here on");
+            }
+            Some(Told::Ended(lost)) => {
+                warn!(session = %self.stream.session, lost, "access units go out again")
+            }
+            None => {}
+        }
+        if lost.is_some() {
             // The frames that follow build on this one: the viewer needs a new start.
             self.shared.lock().keyframe = true;
-            warn!(session = %self.stream.session, %error, "an access unit is lost");
         }
         Ok(())
     }

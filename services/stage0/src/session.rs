@@ -255,7 +255,10 @@ impl Session {
         warn!(%error, detail = error.detail, faults = self.faults.in_a_row(), "a call failed");
         metrics::counter!(runtime::metric_names::CHUNKS, "outcome" => error.reason.as_str()).increment(1);
         self.history.interrupted();
-        self.parts.events.error(error);
+        // Of a call that no rank began, nothing is lost: the same chunk is asked for again, and the state tells the rest.
+        if !mesh::controller::never_began(error.reason) {
+            self.parts.events.error(error);
+        }
         Ok(verdict?)
     }
 

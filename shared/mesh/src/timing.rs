@@ -31,7 +31,7 @@ pub struct Timing {
     pub abort: Duration,
     /// A leader that is asked to stop gives its running call this long.
     pub drain: Duration,
-    /// The controller sends a NOOP this long after its last message.
+    /// The controller sends a NOOP this long after its last message; half of it while it waits for a call.
     pub noop: Duration,
     /// Budget of every controller message that is no INFER.
     pub control: Duration,

@@ -90,7 +90,7 @@ pub(super) struct Actor {
     patience: Option<Instant>,
     pub(super) viewer_told: Option<Instant>,
     lagged: u64,
-    /// The session at stage0 is somebody else's now.
+    /// The session at stage0 goes on, with somebody else.
     pub(super) leave: bool,
 }
 
@@ -196,7 +196,11 @@ impl Actor {
                 self.channel.send(&ServerMessage::ParametersUpdated { parameters });
                 None
             }
-            Some(Command::End(error)) => Some(error.map(|error| error.for_client())),
+            Some(Command::End(error)) => {
+                // This gateway goes away, the session need not: its client may come back to it through another one.
+                self.leave |= error.as_ref().is_some_and(|error| error.reason == Reason::Draining);
+                Some(error.map(|error| error.for_client()))
+            }
             Some(Command::LetGo) => Some(self.taken_over()),
             None => Some(None),
         }

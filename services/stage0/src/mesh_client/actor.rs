@@ -175,7 +175,11 @@ impl Actor {
         let placed = match Placed::write(job, link, with_conditioning) {
             Ok(placed) => placed,
             Err(refused) => {
-                let (job, error) = *refused;
+                let (job, mut error) = *refused;
+                if error.reason == Reason::Fenced {
+                    // The leader has closed the link with its epoch, which is news of the mesh and not of this stage0.
+                    error.reason = Reason::Recovering;
+                }
                 self.doubt = Some(Instant::now());
                 self.show();
                 return job.deliver(Outcome::failed(error));
@@ -304,7 +308,7 @@ impl Actor {
                 self.settings.budget.record(call);
                 Box::new(Done { latents, result, link: current.placed.took, call })
             }),
-            (Ok(_), None) => Err(Error::new(Reason::Recovering, "the link to the mesh is gone")),
+            (Ok(_), None) => Err(Error::new(Reason::CallAborted, "the link to the mesh is gone")),
             (Err(error), _) => Err(error),
         };
         if let Some(link) = self.link.as_deref_mut().filter(|_| !quarantined) {

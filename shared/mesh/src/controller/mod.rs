@@ -52,6 +52,11 @@ struct Running {
     expected_calls: u32,
     deadline: Instant,
     slots: Vec<LinkSlot>,
+    /// What was sent, to ask for the result again.
+    envelope: Box<EnvelopeV1>,
+    /// When the leader said first that it is done with the call.
+    over: Option<Instant>,
+    asked_again: bool,
 }
 
 /// A call that timed out, whose link slots nobody may reuse yet.
@@ -135,18 +140,34 @@ impl Controller {
         {
             self.answered(now, call, Err(violation.into()), out);
         }
+        self.ask_again(now, out);
         let since = self.last_sent.map(|sent| now.saturating_duration_since(sent));
         match &self.lease {
             Lease::None if since.is_none_or(|since| since >= self.timing.join_retry) => self.hello(now, out),
             Lease::Held(_) if self.noop.is_none() => {
-                let hurry = self.quarantined.is_some() && self.running.is_none();
-                let pause = if hurry { self.timing.resend } else { self.timing.noop };
+                let pause = match (&self.running, &self.quarantined) {
+                    (Some(_), _) => self.timing.noop / 2,
+                    (None, Some(_)) => self.timing.resend,
+                    (None, None) => self.timing.noop,
+                };
                 if since.is_none_or(|since| since >= pause) {
                     self.noop = Some(self.next_call);
                     self.send(now, Ask::Noop, now + self.timing.control, out);
                 }
             }
             _ => {}
+        }
+    }
+
+    /// The leader is done with the call, and its answer has not come: it is lost. The leader keeps it, for whoever asks the
+    /// same again.
+    fn ask_again(&mut self, now: Instant, out: &mut Actions) {
+        let Some(running) = &mut self.running else { return };
+        let lost = running.over.is_some_and(|over| now.saturating_duration_since(over) >= self.timing.resend);
+        let deadline = running.deadline.min(now + self.timing.control);
+        if lost && !running.asked_again && now < deadline {
+            running.asked_again = true;
+            out.push(Action::Send { envelope: running.envelope.clone(), deadline });
         }
     }
 
@@ -173,17 +194,23 @@ impl Controller {
     }
 
     fn infer(&mut self, now: Instant, ticket: Ticket, infer: Infer, deadline: Instant, out: &mut Actions) {
-        match self.preflight(&infer) {
-            Ok(()) => {
+        let (cache_epoch, expected_calls, slots) =
+            (infer.cache_epoch, infer.expected_generator_calls, slots(&infer));
+        let sound = self.preflight(&infer);
+        match sound.and_then(|()| self.envelope(now, Ask::Infer(Box::new(infer)))) {
+            Ok(envelope) => {
+                out.push(Action::Send { envelope: envelope.clone(), deadline });
                 self.running = Some(Running {
                     ticket,
-                    call: self.next_call,
-                    cache_epoch: infer.cache_epoch,
-                    expected_calls: infer.expected_generator_calls,
+                    call: envelope.call_id,
+                    cache_epoch,
+                    expected_calls,
                     deadline,
-                    slots: slots(&infer),
+                    slots,
+                    envelope,
+                    over: None,
+                    asked_again: false,
                 });
-                self.send(now, Ask::Infer(Box::new(infer)), deadline, out);
             }
             Err(error) => out.push(Action::Deliver { ticket, result: Err(error) }),
         }
@@ -230,7 +257,16 @@ impl Controller {
     }
 
     fn send(&mut self, now: Instant, action: Ask, deadline: Instant, out: &mut Actions) {
-        let Some(mesh_epoch) = self.mesh_epoch else { return };
+        if let Ok(envelope) = self.envelope(now, action) {
+            out.push(Action::Send { envelope, deadline });
+        }
+    }
+
+    /// The next call.
+    fn envelope(&mut self, now: Instant, action: Ask) -> Result<Box<EnvelopeV1>, Error> {
+        let Some(mesh_epoch) = self.mesh_epoch else {
+            return Err(Error::new(Reason::Recovering, "no leader has been heard yet"));
+        };
         let lease = if matches!(action, Ask::Hello) { None } else { self.lease_epoch() };
         let envelope = EnvelopeV1 {
             version: CONTRACT_VERSION,
@@ -242,7 +278,7 @@ impl Controller {
         };
         self.next_call = self.next_call.next();
         self.last_sent = Some(now);
-        out.push(Action::Send { envelope: Box::new(envelope), deadline });
+        Ok(Box::new(envelope))
     }
 
     fn lease_epoch(&self) -> Option<LeaseEpoch> {
@@ -269,24 +305,28 @@ impl Controller {
             return self.call_answered(result, out);
         }
         match result {
-            Ok(Reply::Noop(state)) => self.noop_answered(&state, out),
+            Ok(Reply::Noop(state)) => self.noop_answered(now, &state, out),
             // The lease ran out or was released: take it again. Its histories are gone with it.
             Err(error) if error.reason == Reason::NoLease => {
                 self.lose(error, out);
                 self.hello(now, out);
             }
-            Err(error) if keepalive => self.keepalive_failed(error, out),
+            Err(error) if keepalive => self.keepalive_failed(call, error, out),
             _ => {}
         }
     }
 
     /// A leader that lives answers in every state, so that this tells its end sooner than a call's own budget does.
-    fn keepalive_failed(&mut self, error: Error, out: &mut Actions) {
+    fn keepalive_failed(&mut self, keepalive: CallId, error: Error, out: &mut Actions) {
         match error.reason {
             // Nobody serves this epoch any more.
             Reason::NoResponders => self.lose(error, out),
             // It has stopped, for now or for good: the call is given up as if its own time were over.
-            Reason::BudgetSpent if self.running.is_some() => self.call_answered(Err(error), out),
+            Reason::BudgetSpent if self.running().is_some_and(|call| call < keepalive) => {
+                let ms = self.timing.control.as_millis();
+                let error = Error::new(Reason::RankLost, format!("rank 0: no answer for {ms} ms"));
+                self.call_answered(Err(error), out);
+            }
             _ => {}
         }
     }
@@ -330,6 +370,10 @@ impl Controller {
     fn call_answered(&mut self, result: Result<Reply, Error>, out: &mut Actions) {
         let Some(running) = self.running.take() else { return };
         let result = match result {
+            Err(error) if running.asked_again && error.reason == Reason::StaleCall => {
+                let text = format!("call {} never reached the mesh", running.call);
+                Err(Error::new(Reason::NotReady, text).detail(error.to_string()))
+            }
             Ok(Reply::Infer(result)) => match self.accept(&running, &result) {
                 Ok(()) => Ok(result),
                 Err(error) => Err(error),
@@ -372,11 +416,13 @@ impl Controller {
         Ok(())
     }
 
-    fn noop_answered(&mut self, state: &MeshState, out: &mut Actions) {
-        let Some(call) = self.quarantined() else { return };
+    fn noop_answered(&mut self, now: Instant, state: &MeshState, out: &mut Actions) {
         let idle = state.running.is_none() && state.phase != MeshPhase::Busy;
-        if idle && state.last_call.is_some_and(|last| last >= call) {
-            self.quarantined = None;
+        let over = |call: CallId| idle && state.last_call.is_some_and(|last| last >= call);
+        if let Some(running) = self.running.as_mut().filter(|running| over(running.call)) {
+            running.over.get_or_insert(now);
+        }
+        if let Some(Quarantined { call, .. }) = self.quarantined.take_if(|held| over(held.call)) {
             out.push(Action::Release { call });
         }
     }
@@ -391,7 +437,14 @@ impl Controller {
     /// The lease, its link and the running call are gone.
     fn lose(&mut self, error: Error, out: &mut Actions) {
         if let Some(running) = self.running.take() {
-            out.push(Action::Deliver { ticket: running.ticket, result: Err(error.clone()) });
+            // It may have begun, of which an error that refuses the next one says nothing.
+            let cause = error.clone();
+            let cause = if never_began(cause.reason) {
+                Error { reason: Reason::CallAborted, ..cause }
+            } else {
+                cause
+            };
+            out.push(Action::Deliver { ticket: running.ticket, result: Err(cause) });
         }
         self.quarantined = None;
         self.noop = None;
@@ -399,6 +452,21 @@ impl Controller {
             out.push(Action::Lost(error));
         }
     }
+}
+
+/// Whether a call that failed for this was refused before any rank heard of it: nothing of it is lost, and the same may be
+/// asked of the mesh once it is ready.
+#[must_use]
+pub fn never_began(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::NotReady
+            | Reason::Recovering
+            | Reason::Draining
+            | Reason::Busy
+            | Reason::NoResponders
+            | Reason::NoLease
+    )
 }
 
 fn slots(infer: &Infer) -> Vec<LinkSlot> {

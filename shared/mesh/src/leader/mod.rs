@@ -12,6 +12,7 @@ mod outcome;
 mod run;
 mod view;
 
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use contract::envelope::{Lease, MeshPhase, Reply};
@@ -33,7 +34,7 @@ const MAX_FAULTS_IN_A_ROW: u32 = 5;
 /// Requests that may wait for one call: the first, and re-asks whose answers were lost.
 const MAX_WAITERS: usize = 8;
 
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct LeaderConfig {
     pub instance: InstanceId,
     pub parity: Parity,
@@ -48,6 +49,13 @@ pub struct LeaderConfig {
     /// Warm-up chunks before the canary: enough to fill the KV window and pass one eviction.
     pub warm_up_chunks: u32,
     pub timing: Timing,
+}
+
+impl fmt::Debug for LeaderConfig {
+    /// What tells one leader from another: the rest never changes, and a machine is printed often.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LeaderConfig").field("instance", &self.instance).finish_non_exhaustive()
+    }
 }
 
 /// The state machine of rank 0.
@@ -204,7 +212,7 @@ impl Leader {
             .draining
             .map_or(Ok(()), |since| invariants::drain_ends(now, since, self.config.timing.drain));
         if drained.is_err() && self.phase != MeshPhase::Stopped {
-            self.end_run(Err(draining_error()), out);
+            self.end_run(Err(cut_off()), out);
             out.push(Action::Abort { reason: "shutting down".to_owned() });
             self.exit(now, ExitCode::Asked, "asked to stop".to_owned(), out);
         }
@@ -272,7 +280,7 @@ impl Leader {
         if self.phase == MeshPhase::Stopped {
             return;
         }
-        self.end_run(Err(draining_error()), out);
+        self.end_run(Err(cut_off()), out);
         self.end_hello(&draining_error(), out);
         self.set_phase(now, MeshPhase::Stopped);
         out.push(Action::Exit { code, reason });
@@ -305,6 +313,12 @@ impl Leader {
     }
 }
 
+/// To whoever waits for a call that has begun.
+fn cut_off() -> Error {
+    Error::new(Reason::CallAborted, "the mesh stopped before the call had ended")
+}
+
+/// To whoever asks for something new.
 fn draining_error() -> Error {
     Error::new(Reason::Draining, "the mesh is stopping and takes no new work")
 }

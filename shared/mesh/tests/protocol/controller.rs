@@ -10,7 +10,7 @@ use contract::{
     CONTRACT_VERSION, CacheEpoch, CallId, Error, InstanceId, LeaseEpoch, LinkSlot, MeshEpoch, Reason,
     SessionId,
 };
-use mesh::controller::{Action, Controller, Input};
+use mesh::controller::{Action, Controller, Input, never_began};
 use mesh::{ExitCode, Ticket, Timing};
 
 const EPOCH: MeshEpoch = MeshEpoch(7);
@@ -91,6 +91,10 @@ fn result_of(call: CallId, session: SessionId) -> ResultV1 {
     fixtures::result(call, EPOCH, &infer(session, 1, 0))
 }
 
+fn no_answer() -> Error {
+    Error::new(Reason::BudgetSpent, "no answer")
+}
+
 fn idle_at(last: CallId) -> Reply {
     Reply::Noop(MeshState {
         mesh_epoch: EPOCH,
@@ -120,8 +124,8 @@ fn call_ids_grow_over_all_actions_and_a_noop_goes_out_every_second() {
     rig.answered(first.call_id, Ok(idle_at(first.call_id)));
     let call = sent(&rig.infer(infer(SessionId::random(), 1, 0)));
     assert!(call.call_id > first.call_id && call.lease == Some(LeaseEpoch(3)));
-    let second = sent(&rig.pass(ms(1_050)));
-    assert!(matches!(second.action, Ask::Noop) && second.call_id > call.call_id);
+    let second = sent(&rig.pass(ms(550)));
+    assert!(matches!(second.action, Ask::Noop) && second.call_id > call.call_id, "the call blocks nothing");
     assert!(rig.pass(ms(900)).is_empty(), "one NOOP at a time");
 }
 
@@ -200,7 +204,7 @@ fn a_newer_mesh_epoch_ends_the_lease_and_asks_for_another() {
     rig.infer(infer(SessionId::random(), 1, 0));
     assert!(rig.tell(Input::Mesh { epoch: EPOCH }).is_empty());
     let actions = rig.tell(Input::Mesh { epoch: MeshEpoch(8) });
-    assert_eq!(delivered(&actions).unwrap_err().reason, Reason::Recovering);
+    assert_eq!(delivered(&actions).unwrap_err().reason, Reason::CallAborted);
     assert!(actions.iter().any(|a| matches!(a, Action::Lost(_))));
     let hello = sent(&actions);
     assert!(matches!(hello.action, Ask::Hello) && hello.mesh_epoch == MeshEpoch(8) && hello.lease.is_none());
@@ -240,7 +244,7 @@ fn a_shell_that_lost_an_answer_does_not_hold_a_call_for_ever() {
 /// A keepalive beside a running call: its id, and the call's.
 fn keepalive_beside_a_call(rig: &mut Rig) -> (CallId, CallId) {
     let call = sent(&rig.infer(infer(SessionId::random(), 1, 0)));
-    let noop = sent(&rig.pass(ms(1_050)));
+    let noop = sent(&rig.pass(ms(550)));
     assert!(matches!(noop.action, Ask::Noop));
     (noop.call_id, call.call_id)
 }
@@ -250,7 +254,8 @@ fn a_leader_that_nobody_can_reach_ends_the_call_and_the_lease_before_the_calls_o
     let mut rig = Rig::attached();
     let (noop, _) = keepalive_beside_a_call(&mut rig);
     let actions = rig.answered(noop, Err(Error::new(Reason::NoResponders, "nobody serves it")));
-    assert_eq!(delivered(&actions).unwrap_err().reason, Reason::NoResponders);
+    let error = delivered(&actions).unwrap_err();
+    assert_eq!(error.reason, Reason::CallAborted, "the call may have begun");
     assert!(actions.iter().any(|action| matches!(action, Action::Lost(_))));
     assert_eq!(rig.controller.quarantined(), None);
 }
@@ -259,11 +264,81 @@ fn a_leader_that_nobody_can_reach_ends_the_call_and_the_lease_before_the_calls_o
 fn a_leader_that_does_not_answer_a_keepalive_is_not_waited_for_but_its_call_is_quarantined() {
     let mut rig = Rig::attached();
     let (noop, call) = keepalive_beside_a_call(&mut rig);
-    let actions = rig.answered(noop, Err(Error::new(Reason::BudgetSpent, "no answer")));
-    assert_eq!(delivered(&actions).unwrap_err().reason, Reason::BudgetSpent);
+    let actions = rig.answered(noop, Err(no_answer()));
+    let error = delivered(&actions).unwrap_err();
+    assert_eq!((error.reason, error.message.as_str()), (Reason::RankLost, "rank 0: no answer for 1000 ms"));
     assert_eq!(rig.controller.quarantined(), Some(call));
     let again = sent(&rig.pass(ms(300)));
     rig.answered(again.call_id, Ok(idle_at(call)));
+    assert_eq!(rig.controller.quarantined(), None);
+}
+
+#[test]
+fn a_keepalive_from_before_the_call_says_nothing_about_it() {
+    let mut rig = Rig::attached();
+    let noop = sent(&rig.pass(ms(1_050))).call_id;
+    let call = sent(&rig.infer(infer(SessionId::random(), 1, 0))).call_id;
+    assert_eq!(rig.answered(noop, Err(no_answer())), []);
+    assert_eq!(rig.controller.running(), Some(call));
+    assert!(matches!(sent(&rig.pass(ms(550))).action, Ask::Noop), "the next one does");
+}
+
+/// A call that the leader says it is done with, while its answer does not come.
+fn lost_result(rig: &mut Rig, session: SessionId) -> EnvelopeV1 {
+    let call = sent(&rig.infer(infer(session, 1, 0)));
+    let noop = sent(&rig.pass(ms(550))).call_id;
+    assert!(rig.answered(noop, Ok(idle_at(noop))).is_empty());
+    call
+}
+
+#[test]
+fn a_result_that_is_lost_is_asked_for_again_with_the_same_call() {
+    let mut rig = Rig::attached();
+    let session = SessionId::random();
+    let call = lost_result(&mut rig, session);
+    assert!(rig.pass(ms(200)).is_empty(), "the answer may be just behind the keepalive's");
+    let actions = rig.pass(ms(100));
+    let [Action::Send { envelope, deadline }] = &actions[..] else { panic!("{actions:?}") };
+    assert_eq!(**envelope, call);
+    assert!(*deadline <= rig.now + ms(1_000), "it has no more time than any keepalive");
+    let result = Reply::Infer(Box::new(result_of(call.call_id, session)));
+    assert!(delivered(&rig.answered(call.call_id, Ok(result))).is_ok());
+    assert_eq!(rig.answered(call.call_id, Err(no_answer())), [], "the first request's end is nobody's");
+}
+
+#[test]
+fn an_answer_that_comes_late_is_taken_and_nothing_is_asked_again() {
+    let mut rig = Rig::attached();
+    let session = SessionId::random();
+    let call = lost_result(&mut rig, session).call_id;
+    let result = Reply::Infer(Box::new(result_of(call, session)));
+    assert!(delivered(&rig.answered(call, Ok(result))).is_ok());
+    assert!(rig.pass(ms(400)).is_empty());
+}
+
+#[test]
+fn a_call_whose_result_is_lost_twice_ends_long_before_its_own_time() {
+    let mut rig = Rig::attached();
+    let call = lost_result(&mut rig, SessionId::random()).call_id;
+    assert_eq!(sent(&rig.pass(ms(300))).call_id, call);
+    let again = rig.pass(ms(600));
+    assert!(
+        again
+            .iter()
+            .all(|action| !matches!(action, Action::Send { envelope, .. } if envelope.call_id == call))
+    );
+    assert_eq!(delivered(&rig.answered(call, Err(no_answer()))).unwrap_err().reason, Reason::BudgetSpent);
+    assert_eq!(rig.controller.quarantined(), Some(call));
+}
+
+#[test]
+fn a_call_that_never_reached_the_mesh_ends_as_one_that_never_began() {
+    let mut rig = Rig::attached();
+    let call = lost_result(&mut rig, SessionId::random()).call_id;
+    rig.pass(ms(300));
+    let stale = Error::new(Reason::StaleCall, "a higher id was seen");
+    let error = delivered(&rig.answered(call, Err(stale))).unwrap_err();
+    assert!(never_began(error.reason), "{error}");
     assert_eq!(rig.controller.quarantined(), None);
 }
 

@@ -10,10 +10,11 @@ use mesh::controller::{self, Controller};
 use mesh::leader;
 use mesh::worker::{self, Worker};
 
+use crate::cell::Node;
 use crate::check::{Bounds, check, setup};
 use crate::fixtures::worker_config;
-use crate::schedules;
 use crate::worker::{EPOCH, assignment, beat};
+use crate::{schedules, shutdown};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Arrow {
@@ -110,6 +111,9 @@ fn the_diagrams_show_what_the_machines_do_and_nothing_else() {
     let bounds = Bounds { faults: 1, epochs: 2, duplicates: 0, calls: 1 };
     check(setup(2, 1), bounds);
     a_worker_hears_at_once_that_its_leader_drains();
+    for phase in [MeshPhase::Loading, MeshPhase::Warming] {
+        shutdown::stops_among_the_silent(Node::Worker(0), phase);
+    }
     let owned = |a: Arrow| (a.machine.to_owned(), a.from.to_owned(), a.to.to_owned());
     let seen: BTreeSet<_> = seen().into_iter().map(owned).collect();
     let drawn = drawn();

@@ -38,8 +38,9 @@ fn shown(sim: &Sim, node: Node) -> Option<MeshPhase> {
     }
 }
 
-/// Stops every other process, asks `node` to stop, and says how long it took to end.
-fn stop_among_the_silent(sim: &mut Sim, node: Node) -> Duration {
+/// Stops every other process, asks `node` to stop, and says how long it took to end, and with what code.
+pub(crate) fn stops_among_the_silent(node: Node, phase: MeshPhase) -> (Duration, Option<ExitCode>) {
+    let mut sim = in_phase(node, phase);
     for peer in sim.cell.nodes().into_iter().filter(|peer| *peer != node) {
         if sim.cell.is_alive(peer) {
             sim.cell.freeze(peer);
@@ -49,7 +50,8 @@ fn stop_among_the_silent(sim: &mut Sim, node: Node) -> Duration {
     sim.strike(Fault::Drain(node));
     let since = asked.saturating_duration_since(sim.start);
     assert!(sim.run_until(since + ms(60_000), |sim| !sim.cell.is_alive(node)), "{node:?} is still there");
-    sim.cell.now.saturating_duration_since(asked)
+    let code = sim.cell.log.exits.iter().rev().find(|(who, ..)| *who == node).map(|(_, code, _)| *code);
+    (sim.cell.now.saturating_duration_since(asked), code)
 }
 
 #[test]
@@ -75,10 +77,8 @@ fn from_each_state_with_every_peer_silent_a_process_ends_within_its_bound() {
     let cases = leader.map(|phase| (Node::Leader, phase));
     let cases = cases.into_iter().chain(worker.map(|phase| (Node::Worker(0), phase)));
     for (node, phase) in cases {
-        let mut sim = in_phase(node, phase);
-        let took = stop_among_the_silent(&mut sim, node);
+        let (took, code) = stops_among_the_silent(node, phase);
         assert!(took <= bound, "{node:?} in {}: {took:?}", phase.as_str());
-        let code = sim.cell.log.exits.iter().rev().find(|(who, ..)| *who == node).map(|(_, code, _)| *code);
         assert_eq!(code, Some(ExitCode::Asked), "{node:?} in {}", phase.as_str());
     }
 }

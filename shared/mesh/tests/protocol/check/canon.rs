@@ -3,10 +3,11 @@
 //! What a machine prints of itself is its whole state: `Debug` is derived, so nothing is left out. In that text, instants
 //! are taken relative to now, and what lies further back than any timer reaches is just "long ago"; counters that only
 //! grow are replaced by their rank among all that are still about; identities by the order in which they appear; and
-//! numbers in texts for people by nothing, since no machine reads those.
+//! texts and figures for people by nothing, since no machine reads those.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::fmt::Debug;
+use std::fmt::{Debug, Write as _};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::{Duration, Instant};
 
@@ -34,14 +35,34 @@ const COUNTERS: [&str; 5] = ["CallId", "PlanId", "MeshEpoch", "LeaseEpoch", "Cac
 /// Identities that are only compared for equality.
 const NAMES: [&str; 3] = ["InstanceId", "Ticket", "Life"];
 
+/// What does not change while a world is explored, and what is only ever shown to people.
+const LEFT_OUT: [&str; 9] =
+    ["parity", "model", "timing", "timings", "last_fault", "last_error", "plan_us", "go_us", "started"];
+
+thread_local! {
+    /// Printing is what the search spends its time on.
+    static TEXT: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
 impl Print {
     pub(crate) fn of(what: &impl Debug) -> Self {
-        let text = format!("{what:?}");
-        let mut reader =
-            Reader { text: text.as_bytes(), at: 0, hash: DefaultHasher::new(), tokens: Vec::new() };
-        reader.read();
-        Self { skeleton: reader.hash.finish(), tokens: reader.tokens }
+        TEXT.with_borrow_mut(|text| {
+            text.clear();
+            write!(text, "{what:?}").expect("a string takes everything");
+            let mut reader =
+                Reader { text: text.as_bytes(), at: 0, hash: DefaultHasher::new(), tokens: Vec::new() };
+            reader.read();
+            Self { skeleton: reader.hash.finish(), tokens: reader.tokens }
+        })
     }
+}
+
+#[derive(PartialEq)]
+enum Word {
+    Plain,
+    Token(Token),
+    /// With the value that follows it.
+    LeftOut,
 }
 
 struct Reader<'a> {
@@ -51,40 +72,36 @@ struct Reader<'a> {
     tokens: Vec<Token>,
 }
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
     fn read(&mut self) {
         let mut kept = 0;
         while self.at < self.text.len() {
             let start = self.at;
-            let token = match self.text[start] {
+            match self.text[start] {
                 b'"' => {
                     self.hash.write(&self.text[kept..start]);
                     self.string(start);
                     kept = self.at;
-                    continue;
                 }
-                c if c.is_ascii_alphabetic() => self.word(),
-                _ => {
-                    self.at += 1;
-                    continue;
+                c if c.is_ascii_alphabetic() => {
+                    let word = self.word();
+                    if word != Word::Plain {
+                        self.hash.write(&self.text[kept..start]);
+                        kept = self.at;
+                    }
+                    if let Word::Token(token) = word {
+                        self.hash.write_u8(b'#');
+                        self.tokens.push(token);
+                    }
                 }
-            };
-            if let Some(token) = token {
-                self.hash.write(&self.text[kept..start]);
-                self.hash.write_u8(b'#');
-                self.tokens.push(token);
-                kept = self.at;
+                _ => self.at += 1,
             }
         }
         self.hash.write(&self.text[kept..]);
     }
 
     fn string(&mut self, start: usize) {
-        self.at += 1;
-        while self.text[self.at] != b'"' {
-            self.at += if self.text[self.at] == b'\\' { 2 } else { 1 };
-        }
-        self.at += 1;
+        self.skip_string();
         let content = &self.text[start..self.at];
         if self.text[..start].ends_with(b"Digest(") {
             let mut hash = DefaultHasher::new();
@@ -95,12 +112,21 @@ impl Reader<'_> {
         self.hash.write_u8(b'"');
     }
 
-    fn word(&mut self) -> Option<Token> {
+    fn word(&mut self) -> Word {
         let start = self.at;
         while self.text.get(self.at).is_some_and(|c| c.is_ascii_alphanumeric() || *c == b'_') {
             self.at += 1;
         }
-        let word = &self.text[start..self.at];
+        let text: &'a [u8] = self.text;
+        let word = &text[start..self.at];
+        if self.text[self.at..].starts_with(b": ") && LEFT_OUT.iter().any(|name| name.as_bytes() == word) {
+            self.skip_value();
+            return Word::LeftOut;
+        }
+        self.token(start, word).map_or(Word::Plain, Word::Token)
+    }
+
+    fn token(&mut self, start: usize, word: &[u8]) -> Option<Token> {
         if word == b"Instant" {
             let seconds = self.number(b" { tv_sec: ")?;
             let nanos = self.number(b", tv_nsec: ")?;
@@ -117,6 +143,32 @@ impl Reader<'_> {
         let which = COUNTERS.iter().position(|name| name.as_bytes() == word)?;
         let value = self.number(b"(")?;
         Some(Token::Counter(u8::try_from(which).ok()?, value))
+    }
+
+    /// Up to the comma or bracket that ends the value of a field.
+    fn skip_value(&mut self) {
+        let mut depth = 0_u32;
+        while let Some(c) = self.text.get(self.at) {
+            match c {
+                b'"' => {
+                    self.skip_string();
+                    continue;
+                }
+                b'(' | b'[' | b'{' => depth += 1,
+                b')' | b']' | b'}' | b',' if depth == 0 => return,
+                b')' | b']' | b'}' => depth -= 1,
+                _ => {}
+            }
+            self.at += 1;
+        }
+    }
+
+    fn skip_string(&mut self) {
+        self.at += 1;
+        while self.text[self.at] != b'"' {
+            self.at += if self.text[self.at] == b'\\' { 2 } else { 1 };
+        }
+        self.at += 1;
     }
 
     /// The number after `before`, if that is what follows.

@@ -34,13 +34,8 @@ fn explore(what: &str, ranks: u32, controllers: usize, default: Bounds) {
 }
 
 #[test]
-fn one_worker_and_two_faults() {
-    explore("one worker", 2, 1, Bounds { faults: 2, epochs: 2, duplicates: 0, calls: 1 });
-}
-
-#[test]
-fn one_worker_two_calls_and_a_duplicate() {
-    explore("one worker", 2, 1, Bounds { faults: 1, epochs: 2, duplicates: 1, calls: 2 });
+fn one_worker_two_faults_two_calls_and_a_duplicate() {
+    explore("one worker", 2, 1, Bounds { faults: 2, epochs: 2, duplicates: 1, calls: 2 });
 }
 
 #[test]

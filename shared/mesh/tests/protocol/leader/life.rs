@@ -151,7 +151,7 @@ fn asked_to_stop_it_finishes_the_call_refuses_others_and_ends_with_0() {
     stuck.run(0, 5);
     stuck.tell(Input::Drain);
     let actions = stuck.pass(Timing::default().drain + ms(100));
-    assert_eq!(answer(&actions).unwrap_err().reason, Reason::Draining);
+    assert_eq!(answer(&actions).unwrap_err().reason, Reason::CallAborted, "it had begun");
     assert_eq!(exit_of(&actions), Some(ExitCode::Asked));
 }
 
