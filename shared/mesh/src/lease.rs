@@ -70,7 +70,7 @@ impl LeaseBook {
         };
         match &mut self.held {
             Some(held) if held.lease == (Lease { controller: envelope.controller, epoch: claimed }) => {
-                held.expires = held.expires.max(now + self.ttl);
+                held.expires = now + self.ttl;
                 Ok(held.lease)
             }
             Some(held) => Err(Error::new(
@@ -99,13 +99,6 @@ impl LeaseBook {
         held.last_call = call;
         self.newest = Some((held.lease.controller, call));
         Ok(Ok(()))
-    }
-
-    /// Keeps the lease in force at least until `until`: a controller that waits for its call is not gone.
-    pub fn hold_until(&mut self, until: Instant) {
-        if let Some(held) = &mut self.held {
-            held.expires = held.expires.max(until);
-        }
     }
 
     pub fn release(&mut self) {

@@ -119,7 +119,6 @@ impl Leader {
         out: &mut Actions,
     ) {
         let Some(mesh_epoch) = self.epoch.as_ref().map(|formation| formation.epoch) else { return };
-        self.lease.hold_until(deadline);
         self.set_phase(now, MeshPhase::Busy);
         let plan = Plan {
             mesh_epoch,
