@@ -26,6 +26,11 @@ impl Counter {
         Self(child)
     }
 
+    fn stands_still(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.0.id())).unwrap();
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+    }
+
     fn signal(&self, signal: &str) {
         assert!(Command::new("kill").args([signal, &self.0.id().to_string()]).status().unwrap().success());
     }
@@ -45,6 +50,7 @@ async fn requests_that_waited_through_a_stop_are_refused_not_served_late() {
     let counter = Counter::start(&broker.config().url);
     assert_eq!(bus.request::<_, u64>("t.count", &(), within(5_000)).await.unwrap(), 1);
     counter.signal("-STOP");
+    harness::eventually("it stands still", async || counter.stands_still()).await;
     let mut asked = tokio::task::JoinSet::new();
     for _ in 0..20 {
         let bus = bus.clone();
