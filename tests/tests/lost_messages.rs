@@ -217,7 +217,8 @@ async fn messages_that_are_captured_and_sent_again_change_nothing() {
     cell.signal("stage0", Signal::Term);
     cell.exit("stage0", Duration::from_secs(10)).await;
     cell.start_process("stage0");
-    cell.wait_ready(Duration::from_secs(60)).await;
+    let pid = cell.pid("stage0");
+    cell.status(|status| status.role == Role::Stage0 && status.ready && Some(status.pid) == pid).await;
     let mut viewer = streaming(&cell).await;
     let (calls, plans) = (calls.messages(), plans.messages());
     for verb in ["plan", "go"] {

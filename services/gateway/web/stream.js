@@ -66,7 +66,7 @@ export class Stream extends EventTarget {
   }
 
   get live() {
-    return this.#connection?.connectionState === 'connected' && !this.#interrupted;
+    return this.open && this.#connection?.connectionState === 'connected' && !this.#interrupted;
   }
 
   /** No pictures are to be expected: paused, or the server has said why. */
@@ -190,13 +190,20 @@ export class Stream extends EventTarget {
 
   #watch(connection, end, onLive) {
     let gone = null;
+    const channel = connection.createDataChannel('parameters', { ordered: true });
+    this.#channel = channel;
+    // Not before it can be steered: a press of a button would be lost.
+    const lively = () => {
+      if (connection.connectionState !== 'connected' || channel.readyState !== 'open') return;
+      onLive();
+      this.#interrupted = false;
+      this.#tell('state', { state: 'live' });
+    };
     connection.addEventListener('connectionstatechange', () => {
       clearTimeout(gone);
       const state = connection.connectionState;
       if (state === 'connected') {
-        onLive();
-        this.#interrupted = false;
-        this.#tell('state', { state: 'live' });
+        lively();
       } else if (state === 'disconnected') {
         this.#interrupt();
         gone = setTimeout(() => end(new Over('the connection was lost')), GONE_AFTER_MS);
@@ -204,9 +211,10 @@ export class Stream extends EventTarget {
         end(this.#last ?? new Over('the connection was lost'));
       }
     });
-    const channel = connection.createDataChannel('parameters', { ordered: true });
-    this.#channel = channel;
-    channel.addEventListener('open', () => this.#tell('open', {}));
+    channel.addEventListener('open', () => {
+      this.#tell('open', {});
+      lively();
+    });
     channel.addEventListener('close', () => end(this.#last ?? new Over('the server closed the stream')));
     channel.addEventListener('message', ({ data }) => {
       const message = JSON.parse(data);
@@ -223,7 +231,7 @@ export class Stream extends EventTarget {
   /** Looks whether media still comes. */
   async #beat() {
     const connection = this.#connection;
-    if (connection?.connectionState !== 'connected') return;
+    if (connection?.connectionState !== 'connected' || !this.open) return;
     let bytes = 0;
     for (const entry of (await connection.getStats()).values()) {
       if (entry.type === 'inbound-rtp' && entry.kind === 'video') bytes = entry.bytesReceived;
