@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 use demo_world::SIDE;
 use demo_world::caption::{Style, caption};
-use demo_world::measure::{Meter, Score};
+use demo_world::measure::{Meter, Score, Seen};
 use demo_world::scene::{Scene, Split};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -54,11 +54,20 @@ pub fn at(count: usize, out: &Path, captions: &Captions, model: &Conditional, w:
     let shown: Vec<Tensor> = (0..count.min(12) as i64).map(|i| pixels.get(i)).collect();
     sheet::write(&shown, 4, &out.join("samples.png"))?;
     std::fs::write(out.join("samples.txt"), texts[..count.min(12)].join("\n") + "\n")?;
+    let clips = (0..count as i64).map(|i| bytes(&pixels.get(i))).collect::<Result<Vec<_>>>()?;
     let (meter, mut score) = (Meter::default(), Score::default());
-    for (i, (scene, text)) in (0_i64..).zip(&scenes) {
-        let clip = bytes(&pixels.get(i))?;
-        // The first chunk is left out: motion has to be under way.
-        let seen = meter.look(&clip[9..], scene.companion.map(|c| c.corner));
+    let seen: Vec<Seen> = std::thread::scope(|scope| {
+        let meter = &meter;
+        let look = |clip: &[Vec<u8>], scene: Scene| meter.look(clip, scene.companion.map(|c| c.corner));
+        let threads: Vec<_> = clips
+            .iter()
+            .zip(&scenes)
+            // The first chunk is left out: motion has to be under way.
+            .map(|(clip, (scene, _))| scope.spawn(move || look(&clip[9..], *scene)))
+            .collect();
+        threads.into_iter().filter_map(|thread| thread.join().ok()).collect()
+    });
+    for (seen, (scene, text)) in seen.into_iter().zip(&scenes) {
         if !score.add(scene, &seen) {
             println!("missed: {text:?} ({scene:?}): {seen:?}");
         }

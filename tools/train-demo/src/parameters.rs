@@ -124,12 +124,12 @@ impl Parameters {
         Weights(parts.iter().zip(&self.specs).map(|(part, spec)| part.view(spec.shape.as_slice())).collect())
     }
 
-    /// One update from the gradient that is there, its norm clipped; returns the norm before, on the device.
-    pub fn update(&mut self, rate: f64, clip: f64, averaging: f64) -> Tensor {
+    /// One update from the gradient that is there, its norm clipped to 1; returns the norm before, on the device.
+    pub fn update(&mut self, rate: f64, averaging: f64) -> Tensor {
         tch::no_grad(|| {
             let gradient = self.values.grad();
             let norm = gradient.norm();
-            let gradient = &gradient * (norm.reciprocal() * clip).clamp_max(1.0);
+            let gradient = &gradient * (&norm + 1e-12).reciprocal().clamp_max(1.0);
             self.updates += 1;
             let _ = self.first.lerp_(&gradient, 1.0 - BETAS.0);
             let _ = self.second.lerp_(&gradient.square(), 1.0 - BETAS.1);

@@ -6,7 +6,7 @@
 //! and no adversarial distillation is needed (compare CausVid, arXiv 2412.07772). Part of the steps start from what the
 //! model itself made of the timesteps before.
 //!
-//! Stage 3, `--rollout`, adds contexts that the model generated itself, through the VAE and back as the server does it:
+//! Stage 3, the last part of the same run (`--rollout`), adds contexts that the model generated itself, through the VAE and back as the server does it:
 //! Self-Forcing (arXiv 2506.08009), with the world's own continuation as the target instead of a learnt critic.
 
 use std::path::PathBuf;
@@ -26,7 +26,7 @@ use crate::look;
 use crate::parameters::{Layout, Parameters, Weights};
 use crate::sampler::{STEPS, Sampler, next_context};
 use crate::scenes::rate;
-use crate::stage_vae::read_config;
+use crate::stage_vae::{compute_kind, read_config};
 use crate::tokens::{Captions, UNKNOWN};
 use crate::{dit, text};
 
@@ -46,18 +46,18 @@ pub struct Options {
     /// State to go on from, if it is there, and to save to.
     #[arg(long)]
     pub state: Option<PathBuf>,
-    #[arg(long, default_value_t = 192)]
+    #[arg(long, default_value_t = 128)]
     pub batch: usize,
     /// Encoded clips that are kept.
-    #[arg(long, default_value_t = 12_288)]
+    #[arg(long, default_value_t = 8192)]
     pub bank: usize,
     /// Of them, how many are exchanged each step.
-    #[arg(long, default_value_t = 16)]
+    #[arg(long, default_value_t = 8)]
     pub refresh: usize,
     #[arg(long, default_value_t = 1e-3)]
     pub rate: f64,
-    /// Share of steps whose context the model generates.
-    #[arg(long, default_value_t = 0.0)]
+    /// Share of steps on later chunks whose context the model generates, in the last part of the training.
+    #[arg(long, default_value_t = 0.4)]
     pub rollout: f64,
     /// Share of steps that start from what the model made of the timesteps before.
     #[arg(long, default_value_t = 0.4)]
@@ -107,7 +107,7 @@ pub fn run(options: &Options, device: Device) -> Result<f64> {
         Some(state) if state.is_file() => parameters.load_state(state)?,
         _ => (0, 0.0),
     };
-    let codec = Codec::load(&config.vae, &options.vae, device, kind)?;
+    let codec = Codec::load(&config.vae, &options.vae, device, compute_kind(device))?;
     let captions = Captions::open(&options.vae.join("tokenizer.json"), config.text.text_len)?;
     let clock = std::time::Instant::now();
     let bank = Bank::new(options.bank, options.spread, options.seed + (begun.0 as u64), &codec);
@@ -136,10 +136,10 @@ impl Stage<'_> {
         let mut sums = Tensor::zeros([KINDS.len() as i64 + 1], (Kind::Float, self.device));
         let (mut counts, mut last) = ([0.0; KINDS.len()], f64::NAN);
         while budget.goes_on() {
-            let (loss, sort) = self.loss(&parameters.weights(self.kind), budget.step)?;
+            let (loss, sort) = self.loss(&parameters.weights(self.kind), budget.step, budget.progress())?;
             loss.backward();
             let rate = self.options.rate * rate(budget.progress(), budget.step, 300);
-            let norm = parameters.update(rate, 1.0, 0.999);
+            let norm = parameters.update(rate, 0.9985);
             no_grad(|| {
                 let _ = sums.get(sort as i64).g_add_(&loss);
                 let _ = sums.get(KINDS.len() as i64).g_add_(&norm);
@@ -167,7 +167,7 @@ impl Stage<'_> {
     }
 
     /// The loss of one step, and its index in [`KINDS`]. What it draws is a function of seed and step.
-    fn loss(&mut self, w: &Weights, step: i64) -> Result<(Tensor, usize)> {
+    fn loss(&mut self, w: &Weights, step: i64, progress: f64) -> Result<(Tensor, usize)> {
         tch::manual_seed((self.options.seed as i64) << 32 | step);
         let seed = self.options.seed.wrapping_mul(1_000_003).wrapping_add_signed(step);
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
@@ -176,12 +176,15 @@ impl Stage<'_> {
             22..42 => 1,
             _ => 2,
         };
-        let own_context = chunk == 2 && rng.random_bool(self.options.rollout);
-        let own_steps = if rng.random_bool(self.options.ladder) { rng.random_range(1..STEPS.len()) } else { 0 };
+        // What the model makes of its own is worth learning from once it makes something.
+        let share = |of: f64, from: f64, to: f64| of * ((progress - from) / (to - from)).clamp(0.0, 1.0);
+        let own_context = chunk == 2 && rng.random_bool(share(self.options.rollout, 0.5, 0.7));
+        let own_steps = rng.random_bool(share(self.options.ladder, 0.15, 0.35));
+        let own_steps = if own_steps { rng.random_range(1..STEPS.len()) } else { 0 };
         let mut batch = self.bank.draw(chunk, self.options.batch, &mut rng);
         let texts = self.texts(&batch.rows, &mut rng)?;
         if own_context {
-            batch.context = Some(self.generated_context(w, &batch, &texts));
+            batch.context = Some(self.generated_context(w, &batch, &texts).to_kind(self.kind));
         }
         let context = batch.context.as_ref().map(|context| self.disturbed(context, &mut rng));
         let text = self.condition(w, &batch, &texts, chunk);
@@ -301,7 +304,7 @@ impl Stage<'_> {
             let text = self.condition(w, batch, texts, 1);
             let noise = Tensor::randn(first.size(), (Kind::Float, self.device));
             let second = self.sampler.chunk(&self.model, w, &mut self.rope, &noise, Some(&first), &text);
-            let stream = Tensor::cat(&[first, second.to_kind(self.kind)], 1);
+            let stream = Tensor::cat(&[&first, &second.to_kind(first.kind())], 1);
             next_context(&self.codec, &stream)
         })
     }

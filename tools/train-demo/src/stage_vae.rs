@@ -46,6 +46,21 @@ pub struct Options {
     pub seed: u64,
 }
 
+/// Side of the windows that most of the training sees; they begin on whole latents.
+const WINDOW: i64 = 96;
+/// From here on, whole pictures in smaller batches: attention in the middle sees as many positions as it will.
+const WHOLE_FROM: f64 = 0.75;
+
+/// What a trained VAE computes in on a device: f16 is faster than bf16 on an H100 for convolutions of few channels.
+pub fn compute_kind(device: Device) -> Kind {
+    if device.is_cuda() { Kind::Half } else { Kind::Float }
+}
+
+/// What it is trained in.
+fn training_kind(device: Device) -> Kind {
+    if device.is_cuda() { Kind::BFloat16 } else { Kind::Float }
+}
+
 /// Reads a model config.
 ///
 /// # Errors
@@ -58,9 +73,9 @@ pub fn read_config(path: &std::path::Path) -> Result<ModelConfig> {
 }
 
 /// Clips for one step: a function of seed and step alone, so that a resumed run sees what an uncut one would have seen.
-fn clips(options: &Options, step: i64) -> Vec<Frame> {
+fn clips(options: &Options, step: i64, count: usize) -> Vec<Frame> {
     let mut rng = ChaCha8Rng::seed_from_u64(options.seed.wrapping_mul(1_000_003).wrapping_add_signed(step));
-    (0..options.batch)
+    (0..count)
         .flat_map(|_| {
             let mut frames = Sample::draw(1.0, &mut rng).frames(&mut rng);
             // The change of a prompt may be anywhere in the clip.
@@ -76,6 +91,18 @@ fn clips(options: &Options, step: i64) -> Vec<Frame> {
 fn as_clips(pictures: &Tensor, batch: usize) -> Tensor {
     let size = pictures.size();
     pictures.view([batch as i64, -1, 3, size[2], size[3]]).transpose(1, 2).contiguous()
+}
+
+/// What a step learns from: `[B, 3, F, H, W]`.
+fn pictures(options: &Options, renderer: &BatchRenderer, step: i64, whole: bool) -> Tensor {
+    let count = if whole { (options.batch * 2 / 5).max(1) } else { options.batch };
+    let pixels = as_clips(&no_grad(|| renderer.draw(&clips(options, step, count))), count);
+    if whole {
+        return pixels;
+    }
+    let places = (pixels.size()[3] - WINDOW) / 8 + 1;
+    let (row, column) = (step * 7 % places * 8, step * 5 / places % places * 8);
+    pixels.narrow(3, row, WINDOW).narrow(4, column, WINDOW)
 }
 
 /// Trains, then writes `vae.safetensors`, `config.json` and a sheet of reconstructions. Returns the last mean loss.
@@ -95,12 +122,12 @@ pub fn run(options: &Options, device: Device) -> Result<f64> {
         _ => (0, 0.0),
     };
     let renderer = BatchRenderer::new(device);
-    let kind = if device.is_cuda() { Kind::BFloat16 } else { Kind::Float };
+    let kind = training_kind(device);
     let mut budget = Budget::new(&options.length, begun, &options.out.join("vae.csv"))?;
     let (mut sums, mut counted, mut last) = (Tensor::zeros([3], (Kind::Float, device)), 0.0, f64::NAN);
     while budget.goes_on() {
         tch::manual_seed((options.seed as i64) << 32 | budget.step);
-        let pixels = as_clips(&no_grad(|| renderer.draw(&clips(options, budget.step))), options.batch);
+        let pixels = pictures(options, &renderer, budget.step, budget.progress() > WHOLE_FROM);
         let w = parameters.weights(kind);
         let (mean, log_variance) = vae.encode(&w, &pixels.to_kind(kind));
         let (mean, log_variance) = (mean.to_kind(Kind::Float), log_variance.to_kind(Kind::Float).clamp(-10.0, 4.0));
@@ -110,7 +137,8 @@ pub fn run(options: &Options, device: Device) -> Result<f64> {
         let kl = (mean.square() + log_variance.exp() - 1.0 - &log_variance).mean(Kind::Float) * 0.5;
         let loss = &off + &kl * options.kl;
         loss.backward();
-        let norm = parameters.update(options.rate * rate(budget.progress(), budget.step, 100), 1.0, 0.999);
+        let rate = options.rate * rate(budget.progress(), budget.step, 100);
+        let norm = parameters.update(rate, 0.998);
         no_grad(|| sums += Tensor::stack(&[off, kl, norm], 0));
         (budget.step, counted) = (budget.step + 1, counted + 1.0);
         if budget.step % 20 == 0 || !budget.goes_on() {
@@ -141,7 +169,7 @@ fn finish(
     let w = parameters.averaged(kind);
     let (mut means, mut off, mut shown) = (Vec::new(), Vec::new(), None);
     for step in 0..8 {
-        let pixels = as_clips(&renderer.draw(&clips(options, -1 - step)), options.batch);
+        let pixels = as_clips(&renderer.draw(&clips(options, -1 - step, 8)), 8);
         let (mean, _) = vae.encode(&w, &pixels.to_kind(kind));
         let decoded = vae.decode(&w, &mean).to_kind(Kind::Float).clamp(-1.0, 1.0);
         off.push((&decoded - &pixels).square().mean(Kind::Float));
