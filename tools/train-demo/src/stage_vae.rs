@@ -32,6 +32,9 @@ pub struct Options {
     /// State to go on from, if it is there, and to save to.
     #[arg(long)]
     pub state: Option<PathBuf>,
+    /// Folder with a `vae.safetensors` to start from.
+    #[arg(long)]
+    pub from: Option<PathBuf>,
     #[arg(long, default_value_t = 16)]
     pub batch: usize,
     /// Frames of a clip: one, and a multiple of four.
@@ -93,6 +96,17 @@ fn as_clips(pictures: &Tensor, batch: usize) -> Tensor {
     pictures.view([batch as i64, -1, 3, size[2], size[3]]).transpose(1, 2).contiguous()
 }
 
+/// Mean over clips `[B, C, F, H, W]`, in which the first frame counts as much as a group of four: it is the only one of its
+/// latent, and every context begins with one that was encoded so.
+fn by_frame(values: &Tensor) -> Tensor {
+    let rest = values.size()[2] - 1;
+    let first = values.narrow(2, 0, 1).mean(Kind::Float);
+    if rest == 0 {
+        return first;
+    }
+    (first * 4.0 + values.narrow(2, 1, rest).mean(Kind::Float) * rest) / (4 + rest)
+}
+
 /// What a step learns from: `[B, 3, F, H, W]`.
 fn pictures(options: &Options, renderer: &BatchRenderer, step: i64, whole: bool) -> Tensor {
     let count = if whole { (options.batch * 2 / 5).max(1) } else { options.batch };
@@ -117,6 +131,9 @@ pub fn run(options: &Options, device: Device) -> Result<f64> {
     let vae = TrainVae::new(&config.vae, &mut layout);
     let mut parameters = Parameters::new(layout, device);
     println!("vae: {} parameters on {device:?}", parameters.count());
+    if let Some(from) = &options.from {
+        parameters.import(&[("", &from.join("vae.safetensors"))])?;
+    }
     let begun = match &options.state {
         Some(state) if state.is_file() => parameters.load_state(state)?,
         _ => (0, 0.0),
@@ -133,7 +150,7 @@ pub fn run(options: &Options, device: Device) -> Result<f64> {
         let (mean, log_variance) = (mean.to_kind(Kind::Float), log_variance.to_kind(Kind::Float).clamp(-10.0, 4.0));
         let z = &mean + (&log_variance * 0.5).exp() * mean.randn_like();
         let decoded = vae.decode(&w, &z.to_kind(kind)).to_kind(Kind::Float);
-        let off = (&decoded - &pixels).abs().mean(Kind::Float);
+        let off = by_frame(&(&decoded - &pixels).abs());
         let kl = (mean.square() + log_variance.exp() - 1.0 - &log_variance).mean(Kind::Float) * 0.5;
         let loss = &off + &kl * options.kl;
         loss.backward();
