@@ -14,6 +14,8 @@ pub mod parameters;
 pub mod sampler;
 pub mod samples;
 pub mod scenes;
+pub mod score;
+pub mod served;
 pub mod sheet;
 pub mod stage_model;
 pub mod stage_vae;

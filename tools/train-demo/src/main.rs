@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 use device::DeviceKind;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
-use train_demo::{sheet, stage_model, stage_vae, tokens};
+use train_demo::{score, sheet, stage_model, stage_vae, tokens};
 
 #[derive(Debug, Parser)]
 #[command(about = "Trains the small model that ships.")]
@@ -43,6 +43,8 @@ enum Command {
     Vae(stage_vae::Options),
     /// Stage 2, and with `--rollout` stage 3: text encoder and transformer.
     Model(stage_model::Options),
+    /// How often a model shows what it is asked for.
+    Score(score::Options),
 }
 
 fn main() -> Result<()> {
@@ -54,6 +56,7 @@ fn main() -> Result<()> {
         Command::Tokenizer { out, vocabulary, seed } => tokens::train(seed, vocabulary, &out),
         Command::Vae(options) => stage_vae::run(&options, device).map(drop),
         Command::Model(options) => stage_model::run(&options, device).map(drop),
+        Command::Score(options) => score::run(&options, device),
     }
 }
 
