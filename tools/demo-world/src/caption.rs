@@ -65,9 +65,14 @@ fn tones(tone: Tone) -> &'static [&'static str] {
 /// In the form that follows a noun.
 fn motions(motion: Motion) -> &'static [&'static str] {
     match motion {
-        Motion::Left => {
-            &["moving left", "drifting to the left", "sliding left", "going left", "flying leftwards", "that moves left"]
-        }
+        Motion::Left => &[
+            "moving left",
+            "drifting to the left",
+            "sliding left",
+            "going left",
+            "flying leftwards",
+            "that moves left",
+        ],
         Motion::Right => &[
             "moving right",
             "drifting to the right",
@@ -76,13 +81,19 @@ fn motions(motion: Motion) -> &'static [&'static str] {
             "flying rightwards",
             "that moves right",
         ],
-        Motion::Up => &["moving up", "rising", "drifting upwards", "going up", "floating up", "that moves up"],
-        Motion::Down => &["moving down", "falling", "drifting downwards", "going down", "sinking", "that moves down"],
+        Motion::Up => {
+            &["moving up", "rising", "drifting upwards", "going up", "floating up", "that moves up"]
+        }
+        Motion::Down => {
+            &["moving down", "falling", "drifting downwards", "going down", "sinking", "that moves down"]
+        }
         Motion::Circling => {
             &["circling", "orbiting", "going round in circles", "moving in a circle", "that circles around"]
         }
         Motion::Bouncing => &["bouncing", "jumping up and down", "hopping", "that bounces"],
-        Motion::Spinning => &["spinning", "rotating", "turning around", "that spins", "that rotates in place"],
+        Motion::Spinning => {
+            &["spinning", "rotating", "turning around", "that spins", "that rotates in place"]
+        }
         Motion::Growing => &["growing", "getting bigger", "expanding", "swelling", "that grows"],
         Motion::Still => &["standing still", "resting", "not moving", "staying still", "at rest", ""],
     }
@@ -91,12 +102,29 @@ fn motions(motion: Motion) -> &'static [&'static str] {
 /// In the form that follows an object; `{t}` stands for the tone.
 fn grounds(pattern: Pattern) -> &'static [&'static str] {
     match pattern {
-        Pattern::Plain => &["on a {t} background", "on plain {t}", "on {t}", "in front of a {t} wall", "against {t}"],
-        Pattern::Gradient => &["on a {t} gradient", "on a {t} gradient background", "over fading {t}", "on a {t} to light gradient"],
-        Pattern::Checker => {
-            &["on a {t} checkerboard", "on a {t} chequered floor", "on {t} checks", "over {t} tiles", "on a {t} chessboard"]
+        Pattern::Plain => {
+            &["on a {t} background", "on plain {t}", "on {t}", "in front of a {t} wall", "against {t}"]
         }
-        Pattern::Stars => &["on a {t} starry sky", "under a {t} sky with stars", "on a {t} night sky", "on a {t} sky", "in {t} outer space"],
+        Pattern::Gradient => &[
+            "on a {t} gradient",
+            "on a {t} gradient background",
+            "over fading {t}",
+            "on a {t} to light gradient",
+        ],
+        Pattern::Checker => &[
+            "on a {t} checkerboard",
+            "on a {t} chequered floor",
+            "on {t} checks",
+            "over {t} tiles",
+            "on a {t} chessboard",
+        ],
+        Pattern::Stars => &[
+            "on a {t} starry sky",
+            "under a {t} sky with stars",
+            "on a {t} night sky",
+            "on a {t} sky",
+            "in {t} outer space",
+        ],
     }
 }
 

@@ -93,9 +93,8 @@ fn template(shape: Shape, angle: f32) -> Template {
 impl Default for Meter {
     fn default() -> Self {
         let templates = Shape::ALL.iter().flat_map(|shape| {
-            let angles = symmetry(*shape).map_or(vec![0.0], |turn| {
-                (0..ANGLES).map(|n| turn * n as f32 / ANGLES as f32).collect()
-            });
+            let angles = symmetry(*shape)
+                .map_or(vec![0.0], |turn| (0..ANGLES).map(|n| turn * n as f32 / ANGLES as f32).collect());
             angles.into_iter().map(|angle| template(*shape, angle))
         });
         Self {
@@ -113,15 +112,30 @@ impl Meter {
     /// If a frame has another size.
     pub fn look(&self, frames: &[Vec<u8>], corner: Option<Corner>) -> Seen {
         let (background, picture) = self.background(frames);
-        let objects: Vec<Option<Object>> = frames.iter().map(|frame| object(frame, picture, corner)).collect();
+        let objects: Vec<Option<Object>> =
+            frames.iter().map(|frame| object(frame, picture, corner)).collect();
         let found: Vec<&Object> = objects.iter().flatten().collect();
         if found.len() * 2 < frames.len() {
-            return Seen { background, colour: None, rgb: [0.0; 3], shape: None, motion: None, likeness: 0.0 };
+            return Seen {
+                background,
+                colour: None,
+                rgb: [0.0; 3],
+                shape: None,
+                motion: None,
+                likeness: 0.0,
+            };
         }
         let rgb = std::array::from_fn(|i| median(found.iter().map(|object| object.rgb[i]).collect()));
         let (shape, likeness) = self.shape(&found);
         let motion = self.motion(&objects, shape);
-        Seen { background, colour: Some(nearest(rgb)), rgb, shape: Some(shape), motion: Some(motion), likeness }
+        Seen {
+            background,
+            colour: Some(nearest(rgb)),
+            rgb,
+            shape: Some(shape),
+            motion: Some(motion),
+            likeness,
+        }
     }
 
     fn background(&self, frames: &[Vec<u8>]) -> (Background, &[f32]) {
@@ -169,11 +183,12 @@ impl Meter {
         if growth > GROWTH.ln() {
             return Motion::Growing;
         }
-        let moves: Vec<(f32, f32)> =
-            pairs.iter().map(|(a, b)| (per_frame(wrapped(b.x - a.x)), per_frame(wrapped(b.y - a.y)))).collect();
-        let mean = |of: &dyn Fn(&(f32, f32)) -> f32| {
-            moves.iter().map(of).sum::<f32>() / moves.len().max(1) as f32
-        };
+        let moves: Vec<(f32, f32)> = pairs
+            .iter()
+            .map(|(a, b)| (per_frame(wrapped(b.x - a.x)), per_frame(wrapped(b.y - a.y))))
+            .collect();
+        let mean =
+            |of: &dyn Fn(&(f32, f32)) -> f32| moves.iter().map(of).sum::<f32>() / moves.len().max(1) as f32;
         let (across, down) = (mean(&|m| m.0), mean(&|m| m.1));
         let (wide, high, speed) = (mean(&|m| m.0.abs()), mean(&|m| m.1.abs()), mean(&|m| m.0.hypot(m.1)));
         if speed < 0.6 {
@@ -246,7 +261,8 @@ fn object(frame: &[u8], background: &[f32], corner: Option<Corner>) -> Option<Ob
         .map(|(n, (seen, wanted))| difference(seen, wanted) > FOREGROUND && !hidden(n))
         .collect();
     let around = neighbours(&differs);
-    let mut mask: Vec<bool> = differs.iter().zip(&around).map(|(here, around)| *here && *around >= 14).collect();
+    let mut mask: Vec<bool> =
+        differs.iter().zip(&around).map(|(here, around)| *here && *around >= 14).collect();
     largest(&mut mask);
     let area = mask.iter().filter(|inside| **inside).count();
     if area < LEAST {

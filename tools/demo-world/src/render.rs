@@ -79,9 +79,15 @@ impl Renderer {
         let second = &frame.second;
         let shape = Shape::ALL[second.shape];
         if second.opacity > 0.0 {
-            paint(&mut picture, (second.x, second.y), 0.0, second.radius, second.rgb, second.opacity, |x, y| {
-                distance(shape, x, y)
-            });
+            paint(
+                &mut picture,
+                (second.x, second.y),
+                0.0,
+                second.radius,
+                second.rgb,
+                second.opacity,
+                |x, y| distance(shape, x, y),
+            );
         }
         let shapes = frame.shapes.map(|index| Shape::ALL[index]);
         paint(&mut picture, (frame.x, frame.y), frame.angle, frame.radius, frame.rgb, 1.0, |x, y| {

@@ -186,10 +186,12 @@ impl Scene {
     /// A scene of the split, all attributes drawn evenly before those that do not belong to it are left out.
     pub fn draw(split: Split, rng: &mut impl Rng) -> Self {
         loop {
-            let companion = rng.random_bool(Self::COMPANIONS).then(|| loop {
-                let (shape, colour, corner) = (Shape::any(rng), Colour::any(rng), Corner::any(rng));
-                if !colour_held_out(shape, colour) {
-                    break Companion { shape, colour, corner };
+            let companion = rng.random_bool(Self::COMPANIONS).then(|| {
+                loop {
+                    let (shape, colour, corner) = (Shape::any(rng), Colour::any(rng), Corner::any(rng));
+                    if !colour_held_out(shape, colour) {
+                        break Companion { shape, colour, corner };
+                    }
                 }
             });
             let scene = Self {
@@ -255,7 +257,8 @@ mod tests {
                 for motion in Motion::ALL {
                     let background = Background { pattern: Pattern::Plain, tone: Tone::Black };
                     let (shape, colour, motion) = (*shape, *colour, *motion);
-                    let scene = Scene { shape, colour, size: Size::Small, motion, background, companion: None };
+                    let scene =
+                        Scene { shape, colour, size: Size::Small, motion, background, companion: None };
                     all += usize::from(scene.exists());
                     held += usize::from(scene.exists() && scene.held_out());
                 }

@@ -17,7 +17,8 @@ fn the_measuring_tool_is_right_on_what_the_world_draws() {
     for n in 0..300 {
         let split = if n % 2 == 0 { Split::Training } else { Split::HeldOut };
         let scene = Scene::draw(split, &mut rng);
-        let mut state = State::start(scene.motion, (rng.random_range(-2.0..2.0), rng.random_range(-2.0..2.0)));
+        let mut state =
+            State::start(scene.motion, (rng.random_range(-2.0..2.0), rng.random_range(-2.0..2.0)));
         let frames: Vec<_> =
             Mix::of(scene).play(&mut state, 57)[9..].iter().map(|frame| renderer.draw(frame)).collect();
         let seen = meter.look(&frames, scene.companion.map(|companion| companion.corner));

@@ -52,7 +52,9 @@ impl Bank {
     fn make(&mut self, count: usize, codec: &Codec) -> (Vec<Sample>, (Tensor, Tensor)) {
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed.wrapping_mul(7_919).wrapping_add(self.made));
         self.made += count as u64;
-        let samples: Vec<Sample> = (0..count).map(|_| Sample::draw(self.spread, &mut rng)).collect();
+        let mut samples: Vec<Sample> = (0..count).map(|_| Sample::draw(self.spread, &mut rng)).collect();
+        // However small a bank is, it has a start.
+        samples.iter_mut().take(1).for_each(|sample| sample.start = sample.start.or(Some((0.0, 0.0))));
         let clips: Vec<_> = samples.iter().map(|sample| sample.frames(&mut rng)).collect();
         let encoded = codec.encode(&clips);
         (samples, (encoded.latents, encoded.heads))

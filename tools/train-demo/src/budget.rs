@@ -40,7 +40,8 @@ impl Budget {
     /// # Errors
     /// The curve's file cannot be written.
     pub fn new(length: &Length, (step, seconds_before): (i64, f64), curve: &Path) -> Result<Self> {
-        let bar = ProgressBar::new(1000).with_style(ProgressStyle::with_template("{bar:40} {elapsed_precise} {msg}")?);
+        let bar = ProgressBar::new(1000)
+            .with_style(ProgressStyle::with_template("{bar:40} {elapsed_precise} {msg}")?);
         let curve = OpenOptions::new()
             .create(true)
             .append(true)

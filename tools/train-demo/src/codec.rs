@@ -46,7 +46,13 @@ impl Codec {
         Ok(Self::new(vae, &parameters, config, device, kind))
     }
 
-    pub(crate) fn new(vae: TrainVae, parameters: &Parameters, config: &VaeConfig, device: Device, kind: Kind) -> Self {
+    pub(crate) fn new(
+        vae: TrainVae,
+        parameters: &Parameters,
+        config: &VaeConfig,
+        device: Device,
+        kind: Kind,
+    ) -> Self {
         let constant = |values: &[f64]| {
             Tensor::from_slice(values).to_kind(Kind::Float).to_device(device).view([1, -1, 1, 1, 1])
         };
@@ -80,6 +86,15 @@ impl Codec {
             .collect();
         let (latents, heads): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
         Encoded { latents: Tensor::cat(&latents, 0), heads: Tensor::cat(&heads, 0) }
+    }
+
+    /// Clips of any one length, at once: `[B, f, z, h, w]`.
+    pub fn encode_frames(&self, clips: &[Vec<Frame>]) -> Tensor {
+        let frames: Vec<Frame> = clips.iter().flatten().copied().collect();
+        let pixels = no_grad(|| self.renderer.draw(&frames));
+        let size = pixels.size();
+        let pixels = pixels.view([clips.len() as i64, -1, 3, size[2], size[3]]);
+        self.encode_pixels(&pixels.transpose(1, 2).contiguous())
     }
 
     /// `[B, 3, F, H, W]` -> normalised `[B, f, z, h, w]`.

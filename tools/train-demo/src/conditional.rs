@@ -15,7 +15,10 @@ pub struct Conditional {
 
 impl Conditional {
     pub fn new(config: &ModelConfig, layout: &mut Layout, device: Device) -> Self {
-        Self { text: TrainText::new(&config.text, layout, device), dit: TrainDit::new(&config.dit, layout, device) }
+        Self {
+            text: TrainText::new(&config.text, layout, device),
+            dit: TrainDit::new(&config.dit, layout, device),
+        }
     }
 
     /// Text tokens `[B, L, dim]` on the way from one prompt to another: `from` and `to` are ids `[B, L]`, `amounts` `[B]`.
@@ -23,7 +26,9 @@ impl Conditional {
         let from = self.text.forward(w, from);
         let prompt = match to {
             None => from,
-            Some((to, amounts)) => from.lerp_tensor(&self.text.forward(w, to), &amounts.to_kind(from.kind()).view([-1, 1, 1])),
+            Some((to, amounts)) => {
+                from.lerp_tensor(&self.text.forward(w, to), &amounts.to_kind(from.kind()).view([-1, 1, 1]))
+            }
         };
         self.dit.text(w, &prompt)
     }

@@ -99,7 +99,17 @@ impl TrainDit {
         let half = config.freq_dim / 2;
         let exponents = Tensor::arange(half, (Kind::Double, device)) / half as f64;
         let frequencies = (exponents * -(10_000_f64.ln())).exp();
-        Self { config: config.clone(), patch, time, time_projection, text, blocks, head, head_modulation, frequencies }
+        Self {
+            config: config.clone(),
+            patch,
+            time,
+            time_projection,
+            text,
+            blocks,
+            head,
+            head_modulation,
+            frequencies,
+        }
     }
 
     /// Text tokens `[B, L, dim]` of embedded prompts `[B, L, text_dim]`.
@@ -109,7 +119,15 @@ impl TrainDit {
 
     /// Flow of chunks `[B, 3, C, h, w]` at timesteps `[B]` (f64) after contexts `[B, 3, C, h, w]`, given text tokens
     /// `[B, L, dim]`. The dtype is that of the weights.
-    pub fn flow(&self, w: &Weights, rope: &mut Rope, chunk: &Tensor, timesteps: &Tensor, context: Option<&Tensor>, text: &Tensor) -> Tensor {
+    pub fn flow(
+        &self,
+        w: &Weights,
+        rope: &mut Rope,
+        chunk: &Tensor,
+        timesteps: &Tensor,
+        context: Option<&Tensor>,
+        text: &Tensor,
+    ) -> Tensor {
         let size = chunk.size();
         let (batch, rows, columns) = (size[0], size[3] / 2, size[4] / 2);
         let kind = text.kind();
@@ -120,9 +138,10 @@ impl TrainDit {
         };
         let mut x = linear_flat(w, self.patch, &self.patches(&latents));
         let (e, e0) = self.times(w, timesteps, groups, kind);
-        let rotations = rope.rotations(0, groups * CHUNK, rows, columns).unwrap_or_else(|e| panic!("rope: {e}"));
+        let rotations =
+            rope.rotations(0, groups * CHUNK, rows, columns).unwrap_or_else(|e| panic!("rope: {e}"));
         for block in &self.blocks {
-            x = self.block(w, block, x, &e0, &rotations, text);
+            x = self.block(w, block, &x, &e0, &rotations, text);
         }
         // The head sees the chunk alone.
         let x = x.select(1, groups - 1);
@@ -138,7 +157,8 @@ impl TrainDit {
     fn patches(&self, latents: &Tensor) -> Tensor {
         let s = latents.size();
         let (rows, columns) = (s[4] / 2, s[5] / 2);
-        let x = latents.reshape([s[0], s[1], s[2], s[3], rows, 2, columns, 2]).permute([0, 1, 2, 4, 6, 3, 5, 7]);
+        let x =
+            latents.reshape([s[0], s[1], s[2], s[3], rows, 2, columns, 2]).permute([0, 1, 2, 4, 6, 3, 5, 7]);
         x.reshape([s[0], s[1], s[2] * rows * columns, s[3] * 4])
     }
 
@@ -164,11 +184,19 @@ impl TrainDit {
         x.layer_norm([self.config.dim], affine.map(|a| a.0), affine.map(|a| a.1), self.config.eps, true)
     }
 
-    fn block(&self, w: &Weights, block: &Block, x: Tensor, e0: &Tensor, rotations: &Tensor, text: &Tensor) -> Tensor {
+    fn block(
+        &self,
+        w: &Weights,
+        block: &Block,
+        x: &Tensor,
+        e0: &Tensor,
+        rotations: &Tensor,
+        text: &Tensor,
+    ) -> Tensor {
         let rows = w[block.modulation].unsqueeze(0) + e0;
         let row = |i: i64| rows.narrow(2, i, 1);
         let modulated = |x: &Tensor, i: i64| row(i).addcmul(&self.normed(x, None), &(row(i + 1) + 1.0));
-        let x = &x + self.self_attend(w, &block.self_attn, &modulated(&x, 0), rotations) * row(2);
+        let x = x + self.self_attend(w, &block.self_attn, &modulated(x, 0), rotations) * row(2);
         let crossed = self.normed(&x, Some((&w[block.norm3.0], &w[block.norm3.1])));
         let x = &x + self.cross_attend(w, &block.cross_attn, &crossed, text);
         let fed = linear(w, block.down, &linear(w, block.up, &modulated(&x, 3)).gelu("tanh"));

@@ -18,6 +18,7 @@ pub mod score;
 pub mod served;
 pub mod sheet;
 pub mod stage_model;
+pub mod stage_start;
 pub mod stage_vae;
 pub mod text;
 pub mod tokens;

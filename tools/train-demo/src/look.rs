@@ -15,7 +15,7 @@ use wan::rope::Rope;
 use crate::codec::Codec;
 use crate::conditional::Conditional;
 use crate::parameters::Weights;
-use crate::sampler::{Sampler, next_context};
+use crate::sampler::{Given, Sampler, next_context};
 use crate::sheet;
 use crate::tokens::Captions;
 
@@ -25,7 +25,15 @@ const CHUNKS: i64 = 5;
 ///
 /// # Errors
 /// A sheet cannot be written.
-pub fn at(count: usize, out: &Path, captions: &Captions, model: &Conditional, w: &Weights, codec: &Codec, rope: &mut Rope) -> Result<()> {
+pub fn at(
+    count: usize,
+    out: &Path,
+    captions: &Captions,
+    model: &Conditional,
+    w: &Weights,
+    codec: &Codec,
+    rope: &mut Rope,
+) -> Result<()> {
     let mut rng = ChaCha8Rng::seed_from_u64(77);
     let scenes: Vec<(Scene, String)> = (0..count)
         .map(|n| {
@@ -43,10 +51,10 @@ pub fn at(count: usize, out: &Path, captions: &Captions, model: &Conditional, w:
     let side = SIDE as i64 / 8;
     let noise = || Tensor::randn([count as i64, 3, codec.channels(), side, side], (Kind::Float, device));
     let sampler = Sampler::default();
-    let mut stream = sampler.chunk(model, w, rope, &noise(), None, &text);
+    let mut stream = sampler.chunk(Given { model, w, context: None, text: &text }, rope, &noise());
     for _ in 1..CHUNKS {
         let context = next_context(codec, &stream);
-        let next = sampler.chunk(model, w, rope, &noise(), Some(&context), &text);
+        let next = sampler.chunk(Given { model, w, context: Some(&context), text: &text }, rope, &noise());
         stream = Tensor::cat(&[stream, next], 1);
     }
     // [B, 3, F, H, W]

@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 use device::DeviceKind;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
-use train_demo::{score, sheet, stage_model, stage_vae, tokens};
+use train_demo::{score, sheet, stage_model, stage_start, stage_vae, tokens};
 
 #[derive(Debug, Parser)]
 #[command(about = "Trains the small model that ships.")]
@@ -43,6 +43,8 @@ enum Command {
     Vae(stage_vae::Options),
     /// Stage 2, and with `--rollout` stage 3: text encoder and transformer.
     Model(stage_model::Options),
+    /// Starts of streams, on a trained model.
+    Start(stage_start::Options),
     /// How often a model shows what it is asked for.
     Score(score::Options),
 }
@@ -56,6 +58,7 @@ fn main() -> Result<()> {
         Command::Tokenizer { out, vocabulary, seed } => tokens::train(seed, vocabulary, &out),
         Command::Vae(options) => stage_vae::run(&options, device).map(drop),
         Command::Model(options) => stage_model::run(&options, device).map(drop),
+        Command::Start(options) => stage_start::run(&options, device).map(drop),
         Command::Score(options) => score::run(&options, device),
     }
 }
@@ -66,7 +69,8 @@ fn world(out: &std::path::Path, clips: usize, seed: u64, device: tch::Device) ->
     let rows: Vec<tch::Tensor> = (0..clips)
         .map(|_| {
             let sample = train_demo::samples::Sample::draw(1.0, &mut rng);
-            let text = demo_world::caption::caption(&sample.from, demo_world::caption::Style::Varied, &mut rng);
+            let text =
+                demo_world::caption::caption(&sample.from, demo_world::caption::Style::Varied, &mut rng);
             println!("{text} -> {:?} {:?}", sample.to, sample.amounts);
             renderer.draw(&sample.frames(&mut rng)).transpose(0, 1)
         })

@@ -87,7 +87,9 @@ impl Parameters {
             .iter()
             .map(|spec| match spec.init {
                 Init::Constant(value) => Tensor::full([spec.len()], value, (Kind::Float, Device::Cpu)),
-                Init::Normal(deviation) => Tensor::randn([spec.len()], (Kind::Float, Device::Cpu)) * deviation,
+                Init::Normal(deviation) => {
+                    Tensor::randn([spec.len()], (Kind::Float, Device::Cpu)) * deviation
+                }
             })
             .collect();
         Self::from_values(layout.specs, &Tensor::cat(&parts, 0).to_device(device))
@@ -158,8 +160,10 @@ impl Parameters {
             ("average", self.average.shallow_clone()),
             ("progress", progress),
         ];
-        let on_cpu: Vec<(&str, Tensor)> =
-            tensors.into_iter().map(|(name, tensor)| (name, tensor.to_device(Device::Cpu).contiguous())).collect();
+        let on_cpu: Vec<(&str, Tensor)> = tensors
+            .into_iter()
+            .map(|(name, tensor)| (name, tensor.to_device(Device::Cpu).contiguous()))
+            .collect();
         // Never half a file: a run may be cut at any time.
         let part = path.with_extension("part");
         Tensor::write_safetensors(&on_cpu, &part)?;
@@ -174,7 +178,9 @@ impl Parameters {
         let tensors: HashMap<String, Tensor> = Tensor::read_safetensors(path)?.into_iter().collect();
         let get = |name: &str| tensors.get(name).with_context(|| format!("{}: no {name}", path.display()));
         let device = self.values.device();
-        for (name, own) in [("first", &mut self.first), ("second", &mut self.second), ("average", &mut self.average)] {
+        for (name, own) in
+            [("first", &mut self.first), ("second", &mut self.second), ("average", &mut self.average)]
+        {
             ensure!(get(name)?.size() == own.size(), "{}: {name} is of another network", path.display());
             *own = get(name)?.to_device(device);
         }
@@ -207,12 +213,19 @@ impl Parameters {
     pub fn import(&mut self, files: &[(&str, &Path)]) -> Result<()> {
         let mut found: HashMap<String, Tensor> = HashMap::new();
         for (prefix, path) in files {
-            let tensors = Tensor::read_safetensors(path).with_context(|| format!("cannot read {}", path.display()))?;
+            let tensors =
+                Tensor::read_safetensors(path).with_context(|| format!("cannot read {}", path.display()))?;
             found.extend(tensors.into_iter().map(|(name, tensor)| (format!("{prefix}{name}"), tensor)));
         }
         let parts = self.specs.iter().map(|spec| {
             let tensor = found.get(&spec.name).with_context(|| format!("no {}", spec.name))?;
-            ensure!(tensor.size() == spec.shape, "{}: {:?}, expected {:?}", spec.name, tensor.size(), spec.shape);
+            ensure!(
+                tensor.size() == spec.shape,
+                "{}: {:?}, expected {:?}",
+                spec.name,
+                tensor.size(),
+                spec.shape
+            );
             Ok(tensor.to_kind(Kind::Float).flatten(0, -1))
         });
         let values = Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 0).to_device(self.values.device());

@@ -12,6 +12,17 @@ use crate::parameters::Weights;
 /// Timesteps of the server.
 pub const STEPS: [f64; 4] = [1000.0, 750.0, 500.0, 250.0];
 
+/// What a chunk is made from, but for the noise.
+#[derive(Clone, Copy, Debug)]
+pub struct Given<'a> {
+    pub model: &'a Conditional,
+    pub w: &'a Weights,
+    /// `[B, 3, z, h, w]` but for the first chunk.
+    pub context: Option<&'a Tensor>,
+    /// Text tokens `[B, L, dim]`.
+    pub text: &'a Tensor,
+}
+
 #[derive(Debug)]
 pub struct Sampler {
     scheduler: FlowScheduler,
@@ -29,20 +40,13 @@ impl Sampler {
     }
 
     /// Noisy latents as they reach step `steps`, f32, starting from `noise`: what the model itself made of the steps before.
-    pub fn noisy(
-        &self,
-        model: &Conditional,
-        w: &Weights,
-        rope: &mut Rope,
-        noise: &Tensor,
-        context: Option<&Tensor>,
-        text: &Tensor,
-        steps: usize,
-    ) -> Tensor {
+    pub fn noisy(&self, given: Given, rope: &mut Rope, noise: &Tensor, steps: usize) -> Tensor {
         no_grad(|| {
             let mut x = noise.to_kind(Kind::Float);
-            for step in 0..steps {
-                let clean = self.clean(model, w, rope, &x, STEPS[step], context, text);
+            for (step, timestep) in STEPS.iter().enumerate().take(steps) {
+                let timesteps = Tensor::full([x.size()[0]], *timestep, (Kind::Double, x.device()));
+                let flow = given.model.dit.flow(given.w, rope, &x, &timesteps, given.context, given.text);
+                let clean = &x - flow.to_kind(Kind::Float) * self.sigma(*timestep);
                 let sigma = STEPS.get(step + 1).map_or(0.0, |next| self.sigma(*next));
                 x = clean * (1.0 - sigma) + x.randn_like() * sigma;
             }
@@ -50,33 +54,9 @@ impl Sampler {
         })
     }
 
-    /// The clean prediction at one timestep, f32.
-    fn clean(
-        &self,
-        model: &Conditional,
-        w: &Weights,
-        rope: &mut Rope,
-        x: &Tensor,
-        timestep: f64,
-        context: Option<&Tensor>,
-        text: &Tensor,
-    ) -> Tensor {
-        let timesteps = Tensor::full([x.size()[0]], timestep, (Kind::Double, x.device()));
-        let flow = model.dit.flow(w, rope, x, &timesteps, context, text);
-        x - flow.to_kind(Kind::Float) * self.sigma(timestep)
-    }
-
     /// A whole chunk `[B, 3, z, h, w]`, f32.
-    pub fn chunk(
-        &self,
-        model: &Conditional,
-        w: &Weights,
-        rope: &mut Rope,
-        noise: &Tensor,
-        context: Option<&Tensor>,
-        text: &Tensor,
-    ) -> Tensor {
-        self.noisy(model, w, rope, noise, context, text, STEPS.len())
+    pub fn chunk(&self, given: Given, rope: &mut Rope, noise: &Tensor) -> Tensor {
+        self.noisy(given, rope, noise, STEPS.len())
     }
 }
 

@@ -57,8 +57,8 @@ impl Sample {
         };
         let mut frames = vec![mix(0).show(&state)];
         frames.extend(mix(0).play(&mut state, CHUNK_FRAMES[0] - 1));
-        for chunk in 1..CHUNKS {
-            frames.extend(mix(chunk).play(&mut state, CHUNK_FRAMES[chunk]));
+        for (chunk, count) in CHUNK_FRAMES.into_iter().enumerate().skip(1) {
+            frames.extend(mix(chunk).play(&mut state, count));
         }
         frames
     }

@@ -64,16 +64,19 @@ impl BatchRenderer {
         let fade = rows.select(1, column::FADE).view([-1, 1, 1, 1]);
         let mut pictures = a.lerp_tensor(&b, &fade);
 
-        let seconds: Vec<i64> = (0_i64..).zip(frames).filter(|(_, f)| f.second.opacity > 0.0).map(|(i, _)| i).collect();
+        let seconds: Vec<i64> =
+            (0_i64..).zip(frames).filter(|(_, f)| f.second.opacity > 0.0).map(|(i, _)| i).collect();
         if !seconds.is_empty() {
             let which = Tensor::from_slice(&seconds).to_device(self.device);
             let rows = rows.index_select(0, &which);
             let shape = rows.select(1, column::SECOND_SHAPE).to_kind(Kind::Int64);
             let outlines = self.outlines.index_select(0, &shape);
             let radius = rows.select(1, column::SECOND_RADIUS);
-            let cover = self.cover(&outlines, &rows.narrow(1, column::SECOND_X, 2), &radius.zeros_like(), &radius);
+            let cover =
+                self.cover(&outlines, &rows.narrow(1, column::SECOND_X, 2), &radius.zeros_like(), &radius);
             let cover = cover * rows.select(1, column::SECOND_OPACITY).view([-1, 1, 1, 1]);
-            let painted = paint(&pictures.index_select(0, &which), &rows.narrow(1, column::SECOND_RGB, 3), &cover);
+            let painted =
+                paint(&pictures.index_select(0, &which), &rows.narrow(1, column::SECOND_RGB, 3), &cover);
             let _ = pictures.index_copy_(0, &which, &painted);
         }
 

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
 use collectives::Solo;
+use demo_world::SIDE;
 use tch::{Device, Kind, Tensor};
 use wan::config::ModelConfig;
 use wan::dit::{CausalDit, Shard, Tp};
@@ -49,11 +50,11 @@ impl Served {
     }
 
     /// Streams one chunk for each prompt, a change where it differs from the one before: RGB frames, 9 of the first chunk
-    /// and 12 of every other.
+    /// and 12 of every other. The first chunk may be given, as RGB frames that are encoded.
     ///
     /// # Errors
     /// A prompt cannot be encoded, or a chunk not be made.
-    pub fn stream(&mut self, prompts: &[&str], seed: u64) -> Result<Vec<Vec<u8>>> {
+    pub fn stream(&mut self, prompts: &[&str], given: Option<&[Vec<u8>]>, seed: u64) -> Result<Vec<Vec<u8>>> {
         self.generator.clear_slot(0);
         let (height, width) = self.config.sizes[0];
         let (rows, columns) = self.config.latent_size(height, width);
@@ -82,7 +83,12 @@ impl Served {
             };
             let solo = Solo::new();
             let tp = Tp { collective: &solo, deadline: Instant::now() + PATIENCE };
-            let latents = self.generator.generate(0, &args, &tp).map_err(|e| anyhow!("chunk {chunk}: {e}"))?.latents;
+            let made =
+                self.generator.generate(0, &args, &tp).map_err(|e| anyhow!("chunk {chunk}: {e}"))?.latents;
+            let latents = match given.filter(|_| chunk == 0) {
+                Some(given) => self.vae.encode_clip(&pixels_of(given).unsqueeze(0)),
+                None => made,
+            };
             // [1, F, 3, H, W]
             let pixels = self.vae.decode(&mut decoder, &latents);
             let head = if chunk == 0 {
@@ -95,4 +101,11 @@ impl Served {
         }
         Ok(frames)
     }
+}
+
+/// RGB frames as a clip `[3, F, S, S]` in [-1, 1].
+pub fn pixels_of(frames: &[Vec<u8>]) -> Tensor {
+    let side = SIDE as i64;
+    let clip = Tensor::from_slice(&frames.concat()).view([frames.len() as i64, side, side, 3]);
+    clip.permute([3, 0, 1, 2]).to_kind(Kind::Float) / 127.5 - 1.0
 }

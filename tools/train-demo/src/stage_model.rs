@@ -24,7 +24,7 @@ use crate::codec::Codec;
 use crate::conditional::{Conditional, coupled};
 use crate::look;
 use crate::parameters::{Layout, Parameters, Weights};
-use crate::sampler::{STEPS, Sampler, next_context};
+use crate::sampler::{Given, STEPS, Sampler, next_context};
 use crate::scenes::rate;
 use crate::stage_vae::{compute_kind, read_config};
 use crate::tokens::{Captions, UNKNOWN};
@@ -62,8 +62,8 @@ pub struct Options {
     /// Share of steps that start from what the model made of the timesteps before.
     #[arg(long, default_value_t = 0.4)]
     pub ladder: f64,
-    /// How far from the middle streams start, in standard deviations of the world's.
-    #[arg(long, default_value_t = 1.0)]
+    /// How far from the middle streams start, in standard deviations of the world's. With 0 all start in the middle.
+    #[arg(long, default_value_t = 0.0)]
     pub spread: f32,
     /// Scenes that are generated and looked at in the end.
     #[arg(long, default_value_t = 64)]
@@ -110,7 +110,9 @@ pub fn run(options: &Options, device: Device) -> Result<f64> {
     let codec = Codec::load(&config.vae, &options.vae, device, compute_kind(device))?;
     let captions = Captions::open(&options.vae.join("tokenizer.json"), config.text.text_len)?;
     let clock = std::time::Instant::now();
-    let bank = Bank::new(options.bank, options.spread, options.seed + (begun.0 as u64), &codec);
+    // Clips that are never exchanged are the same in every run of the stage.
+    let seed = if options.refresh == 0 { options.seed } else { options.seed.wrapping_add_signed(begun.0) };
+    let bank = Bank::new(options.bank, options.spread, seed, &codec);
     println!("model: {} clips encoded in {:.1} s", options.bank, clock.elapsed().as_secs_f64());
     let rope = Rope::new(config.dit.head_dim(), device);
     let mut stage =
@@ -125,7 +127,15 @@ pub fn run(options: &Options, device: Device) -> Result<f64> {
     if options.look > 0 {
         let _guard = tch::no_grad_guard();
         let w = parameters.averaged(kind);
-        look::at(options.look, &options.out, &stage.captions, &stage.model, &w, &stage.codec, &mut stage.rope)?;
+        look::at(
+            options.look,
+            &options.out,
+            &stage.captions,
+            &stage.model,
+            &w,
+            &stage.codec,
+            &mut stage.rope,
+        )?;
     }
     Ok(last)
 }
@@ -192,7 +202,8 @@ impl Stage<'_> {
         let noise = self.noise(&batch);
         let (x, timesteps, sigma) = if own_steps > 0 {
             let detached = text.detach();
-            let x = self.sampler.noisy(&self.model, w, &mut self.rope, &noise, context.as_ref(), &detached, own_steps);
+            let given = Given { model: &self.model, w, context: context.as_ref(), text: &detached };
+            let x = self.sampler.noisy(given, &mut self.rope, &noise, own_steps);
             let timestep = STEPS[own_steps];
             let options = (Kind::Double, self.device);
             let sigma = Tensor::full([target.size()[0]], self.sampler.sigma(timestep), options);
@@ -252,7 +263,8 @@ impl Stage<'_> {
             .flat_map(|row| {
                 let (x, y) = self.bank.sample(*row).start.unwrap_or_default();
                 // In units of the noise, whatever the spread of the starts.
-                let unit = |value: f32| if self.options.spread > 0.0 { value / self.options.spread } else { 0.0 };
+                let unit =
+                    |value: f32| if self.options.spread > 0.0 { value / self.options.spread } else { 0.0 };
                 [unit(x), unit(y)]
             })
             .collect();
@@ -291,9 +303,11 @@ impl Stage<'_> {
     /// Half of the contexts with a little noise: what the model will see of its own is never quite clean.
     fn disturbed(&self, context: &Tensor, rng: &mut impl Rng) -> Tensor {
         let batch = context.size()[0];
-        let scales: Vec<f32> =
-            (0..batch).map(|_| if rng.random_bool(0.5) { rng.random_range(0.0..0.15) } else { 0.0 }).collect();
-        let scales = Tensor::from_slice(&scales).to_device(self.device).to_kind(context.kind()).view([-1, 1, 1, 1, 1]);
+        let scales: Vec<f32> = (0..batch)
+            .map(|_| if rng.random_bool(0.5) { rng.random_range(0.0..0.15) } else { 0.0 })
+            .collect();
+        let scales =
+            Tensor::from_slice(&scales).to_device(self.device).to_kind(context.kind()).view([-1, 1, 1, 1, 1]);
         context + context.randn_like() * scales
     }
 
@@ -303,7 +317,8 @@ impl Stage<'_> {
             let first = self.bank.latents_of(&batch.rows, 0);
             let text = self.condition(w, batch, texts, 1);
             let noise = Tensor::randn(first.size(), (Kind::Float, self.device));
-            let second = self.sampler.chunk(&self.model, w, &mut self.rope, &noise, Some(&first), &text);
+            let given = Given { model: &self.model, w, context: Some(&first), text: &text };
+            let second = self.sampler.chunk(given, &mut self.rope, &noise);
             let stream = Tensor::cat(&[&first, &second.to_kind(first.kind())], 1);
             next_context(&self.codec, &stream)
         })

@@ -1,6 +1,6 @@
 //! Stage 1: the VAE.
 //!
-//! L1 to the pixels, and a small Kullback-Leibler term that keeps the latents smooth and of moderate size (Kingma and
+//! L1 and squares to the pixels, and a small Kullback-Leibler term that keeps the latents smooth and of moderate size (Kingma and
 //! Welling, arXiv 1312.6114). The world has no texture, so neither a perceptual nor an adversarial loss is needed.
 
 use std::path::PathBuf;
@@ -42,6 +42,9 @@ pub struct Options {
     pub frames: usize,
     #[arg(long, default_value_t = 2e-3)]
     pub rate: f64,
+    /// Weight of the squared differences.
+    #[arg(long, default_value_t = 1.0)]
+    pub squares: f64,
     /// Weight of the Kullback-Leibler term.
     #[arg(long, default_value_t = 3e-4)]
     pub kl: f64,
@@ -147,12 +150,16 @@ pub fn run(options: &Options, device: Device) -> Result<f64> {
         let pixels = pictures(options, &renderer, budget.step, budget.progress() > WHOLE_FROM);
         let w = parameters.weights(kind);
         let (mean, log_variance) = vae.encode(&w, &pixels.to_kind(kind));
-        let (mean, log_variance) = (mean.to_kind(Kind::Float), log_variance.to_kind(Kind::Float).clamp(-10.0, 4.0));
+        let (mean, log_variance) =
+            (mean.to_kind(Kind::Float), log_variance.to_kind(Kind::Float).clamp(-10.0, 4.0));
         let z = &mean + (&log_variance * 0.5).exp() * mean.randn_like();
         let decoded = vae.decode(&w, &z.to_kind(kind)).to_kind(Kind::Float);
-        let off = by_frame(&(&decoded - &pixels).abs());
+        // Squares see what absolute differences give up: stars of a few pixels.
+        let difference = &decoded - &pixels;
+        let off = by_frame(&difference.abs());
+        let squares = by_frame(&difference.square());
         let kl = (mean.square() + log_variance.exp() - 1.0 - &log_variance).mean(Kind::Float) * 0.5;
-        let loss = &off + &kl * options.kl;
+        let loss = &off + squares * options.squares + &kl * options.kl;
         loss.backward();
         let rate = options.rate * rate(budget.progress(), budget.step, 100);
         let norm = parameters.update(rate, 0.998);
@@ -185,8 +192,9 @@ fn finish(
     let _guard = tch::no_grad_guard();
     let w = parameters.averaged(kind);
     let (mut means, mut off, mut shown) = (Vec::new(), Vec::new(), None);
+    let count = options.batch.min(8);
     for step in 0..8 {
-        let pixels = as_clips(&renderer.draw(&clips(options, -1 - step, 8)), 8);
+        let pixels = as_clips(&renderer.draw(&clips(options, -1 - step, count)), count);
         let (mean, _) = vae.encode(&w, &pixels.to_kind(kind));
         let decoded = vae.decode(&w, &mean).to_kind(Kind::Float).clamp(-1.0, 1.0);
         off.push((&decoded - &pixels).square().mean(Kind::Float));

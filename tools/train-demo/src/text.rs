@@ -39,7 +39,9 @@ impl TrainText {
         let (dim, attn, ffn) = (config.dim, config.dim_attn, config.dim_ffn);
         let one = Init::Constant(1.0);
         let block = |l: &mut Layout, i: i64| {
-            let mut part = |name: &str, shape: &[i64], init: Init| l.add(format!("{PREFIX}blocks.{i}.{name}.weight"), shape, init);
+            let mut part = |name: &str, shape: &[i64], init: Init| {
+                l.add(format!("{PREFIX}blocks.{i}.{name}.weight"), shape, init)
+            };
             let from = |width: i64, gain: f64| Init::Normal(gain / (width as f64).sqrt());
             Block {
                 norms: [part("norm1", &[dim], one), part("norm2", &[dim], one)],
@@ -95,11 +97,11 @@ impl TrainText {
 
     fn attend(&self, w: &Weights, block: &Block, x: &Tensor, bias: &Tensor) -> Tensor {
         let (size, none) = (x.size(), None::<&Tensor>);
-        let split = |slot: Slot| {
-            x.linear(&w[slot], none).reshape([size[0], size[1], self.heads, -1]).transpose(1, 2)
-        };
+        let split =
+            |slot: Slot| x.linear(&w[slot], none).reshape([size[0], size[1], self.heads, -1]).transpose(1, 2);
         let positions = w[block.table].index_select(0, &self.buckets);
-        let positions = positions.view([self.length, self.length, self.heads]).permute([2, 0, 1]).unsqueeze(0);
+        let positions =
+            positions.view([self.length, self.length, self.heads]).permute([2, 0, 1]).unsqueeze(0);
         let scores = split(block.q).matmul(&split(block.k).transpose(-2, -1)) + positions + bias;
         let y = scores.softmax(-1, Kind::Float).to_kind(x.kind()).matmul(&split(block.v));
         y.transpose(1, 2).reshape([size[0], size[1], -1]).linear(&w[block.o], none)

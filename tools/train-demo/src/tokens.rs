@@ -40,7 +40,11 @@ pub fn train(seed: u64, vocabulary: usize, path: &Path) -> Result<()> {
     }
     let mut words: Vec<_> = counts.into_iter().collect();
     words.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
-    ensure!(words.len() + 3 <= vocabulary, "{} words do not fit into a vocabulary of {vocabulary}", words.len());
+    ensure!(
+        words.len() + 3 <= vocabulary,
+        "{} words do not fit into a vocabulary of {vocabulary}",
+        words.len()
+    );
     let special = ["<pad>", "</s>", "<unk>"].map(str::to_owned);
     let vocab: serde_json::Map<String, serde_json::Value> = special
         .into_iter()
@@ -54,7 +58,8 @@ pub fn train(seed: u64, vocabulary: usize, path: &Path) -> Result<()> {
         "post_processor": null, "decoder": null,
         "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"}
     });
-    std::fs::write(path, serde_json::to_string_pretty(&file)? + "\n").with_context(|| path.display().to_string())
+    std::fs::write(path, serde_json::to_string_pretty(&file)? + "\n")
+        .with_context(|| path.display().to_string())
 }
 
 /// Captions to ids, as the server's encoder makes them.

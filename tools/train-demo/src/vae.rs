@@ -56,14 +56,17 @@ struct ResidualBlock {
 
 impl ResidualBlock {
     fn new(l: &mut Layout, name: &str, cin: i64, cout: i64) -> Self {
-        let gamma = |l: &mut Layout, part: &str, c| l.add(format!("{name}.residual.{part}.gamma"), &[c, 1, 1, 1], Init::Constant(1.0));
+        let gamma = |l: &mut Layout, part: &str, c| {
+            l.add(format!("{name}.residual.{part}.gamma"), &[c, 1, 1, 1], Init::Constant(1.0))
+        };
         Self {
             norms: [gamma(l, "0", cin), gamma(l, "3", cout)],
             convs: [
                 Conv::new(l, &format!("{name}.residual.2"), &[cout, cin, 3, 3, 3], 1.0),
                 Conv::new(l, &format!("{name}.residual.6"), &[cout, cout, 3, 3, 3], 0.5),
             ],
-            shortcut: (cin != cout).then(|| Conv::new(l, &format!("{name}.shortcut"), &[cout, cin, 1, 1, 1], 1.0)),
+            shortcut: (cin != cout)
+                .then(|| Conv::new(l, &format!("{name}.shortcut"), &[cout, cin, 1, 1, 1], 1.0)),
         }
     }
 
@@ -104,7 +107,16 @@ impl Middle {
         let qkv = self.to_qkv.framewise(w, &norm(w, self.norm, &x), 1, 0);
         // [B, 3C, T, H, W] -> three of [B * T, 1, HW, C]
         let qkv = qkv.permute([0, 2, 3, 4, 1]).reshape([b * t, 1, h * wide, 3 * c]).chunk(3, -1);
-        let y = Tensor::scaled_dot_product_attention(&qkv[0], &qkv[1], &qkv[2], None::<&Tensor>, 0.0, false, None, false);
+        let y = Tensor::scaled_dot_product_attention(
+            &qkv[0],
+            &qkv[1],
+            &qkv[2],
+            None::<&Tensor>,
+            0.0,
+            false,
+            None,
+            false,
+        );
         let y = y.reshape([b, t, h, wide, c]).permute([0, 4, 1, 2, 3]);
         self.after.forward(w, &(x + self.proj.framewise(w, &y, 1, 0)))
     }
@@ -276,7 +288,8 @@ fn decoder(config: &VaeConfig, l: &mut Layout) -> (Ends, Vec<Level>) {
             channels /= 2;
             Resample {
                 spatial: Conv::new(l, &format!("{name}.resample.1"), &[c / 2, c, 3, 3], 1.0),
-                temporal: temporal.then(|| Conv::new(l, &format!("{name}.time_conv"), &[2 * c, c, 3, 1, 1], 1.0)),
+                temporal: temporal
+                    .then(|| Conv::new(l, &format!("{name}.time_conv"), &[2 * c, c, 3, 1, 1], 1.0)),
             }
         });
         levels.push(Level { blocks, resample });

@@ -55,12 +55,15 @@ fn open(folder: &Path, component: Component) -> Box<dyn wan::weights::TensorSour
 #[test]
 fn the_vae_is_the_served_one() {
     let folder = tempfile::tempdir().unwrap();
-    let config = ModelConfig { vae: wan::config::VaeConfig { latent_std: vec![2.0; 16], ..config().vae }, ..config() };
+    let config =
+        ModelConfig { vae: wan::config::VaeConfig { latent_std: vec![2.0; 16], ..config().vae }, ..config() };
     let mut layout = Layout::default();
     let vae = TrainVae::new(&config.vae, &mut layout);
     let parameters = parameters(layout);
     parameters.export("", &folder.path().join("vae.safetensors")).unwrap();
-    let served = Vae::load(&config.vae, open(folder.path(), Component::Vae).as_ref(), Device::Cpu, Kind::Float).unwrap();
+    let served =
+        Vae::load(&config.vae, open(folder.path(), Component::Vae).as_ref(), Device::Cpu, Kind::Float)
+            .unwrap();
     let _guard = tch::no_grad_guard();
     let w = parameters.averaged(Kind::Float);
     let mean = Tensor::from_slice(&config.vae.latent_mean).to_kind(Kind::Float).view([1, -1, 1, 1, 1]);
@@ -93,16 +96,22 @@ fn text_and_transformer_are_the_served_ones() {
     let ids = Captions::open(&tokenizer, config.text.text_len).unwrap().batch(&prompts).unwrap();
     let embedded = model.text.forward(&w, &ids);
     let source = open(folder.path(), Component::Text);
-    let encoder =
-        TextEncoder::load(&config.text, source.as_ref(), TokenizerSource::File(tokenizer), Device::Cpu, Kind::Float)
-            .unwrap();
+    let encoder = TextEncoder::load(
+        &config.text,
+        source.as_ref(),
+        TokenizerSource::File(tokenizer),
+        Device::Cpu,
+        Kind::Float,
+    )
+    .unwrap();
     let served: Vec<Tensor> = prompts.iter().map(|prompt| encoder.encode(prompt).unwrap()).collect();
     close(&embedded, &Tensor::cat(&served, 0), "text");
 
     let collective = Solo::new();
     let tp = Tp { collective: &collective, deadline: Instant::now() + Duration::from_secs(60) };
     let source = open(folder.path(), Component::Dit);
-    let mut served_dit = CausalDit::load(&config.dit, source.as_ref(), Shard::WHOLE, Device::Cpu, Kind::Float).unwrap();
+    let mut served_dit =
+        CausalDit::load(&config.dit, source.as_ref(), Shard::WHOLE, Device::Cpu, Kind::Float).unwrap();
     let latents = |n| Tensor::randn([2, n, 16, 8, 8], CPU);
     let (chunk, context) = (latents(3), latents(3));
     let timesteps = Tensor::from_slice(&[750.0, 1000.0]);
@@ -116,12 +125,13 @@ fn text_and_transformer_are_the_served_ones() {
             let one = |x: &Tensor| x.narrow(0, row, 1);
             if let Some(context) = context {
                 let attend = Attend::Recompute { block_frames: 3 };
-                served_dit.forward(&one(context), &[0.0; 3], attend, &mut cache, &text, &tp).unwrap();
+                let _ = served_dit.forward(&one(context), &[0.0; 3], attend, &mut cache, &text, &tp).unwrap();
             }
             let start_frame = if context.is_some() { 3 } else { 0 };
             let attend = Attend::Cached { start_frame, bias: 1.0, block_frames: 3 };
             let timestep = timesteps.double_value(&[row]);
-            let expected = served_dit.forward(&one(&chunk), &[timestep; 3], attend, &mut cache, &text, &tp).unwrap();
+            let expected =
+                served_dit.forward(&one(&chunk), &[timestep; 3], attend, &mut cache, &text, &tp).unwrap();
             close(&one(&flow), &expected, &format!("flow {row}, context {}", context.is_some()));
         }
     }
