@@ -14,7 +14,7 @@ use rand_chacha::ChaCha8Rng;
 fn the_measuring_tool_is_right_on_what_the_world_draws() {
     let mut rng = ChaCha8Rng::seed_from_u64(11);
     let (meter, renderer, mut score) = (Meter::default(), Renderer::default(), Score::default());
-    for n in 0..300 {
+    for n in 0..200 {
         let split = if n % 2 == 0 { Split::Training } else { Split::HeldOut };
         let scene = Scene::draw(split, &mut rng);
         let mut state =
