@@ -10,7 +10,7 @@ use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, PackageId};
 
 const SERVICES: [&str; 4] = ["gateway", "stage0", "mesh-leader", "tp-worker"];
 /// The lying worker of the fault tests is a worker.
-const MAY_USE_TORCH: [&str; 9] = [
+const MAY_USE_TORCH: [&str; 10] = [
     "kinemesh-device",
     "kinemesh-wan",
     "kinemesh-engine",
@@ -20,6 +20,7 @@ const MAY_USE_TORCH: [&str; 9] = [
     "mesh-leader",
     "tp-worker",
     "lying-worker",
+    "train-demo",
 ];
 
 fn metadata() -> Metadata {

@@ -23,6 +23,12 @@ impl Layout {
         &self.root
     }
 
+    /// Folder of the weights of a model that ships with them.
+    pub fn shipped_weights(&self, model: &str) -> Option<PathBuf> {
+        let folder = self.root.join("models").join(model);
+        folder.join("dit.safetensors").is_file().then_some(folder)
+    }
+
     /// The git-ignored folder.
     pub fn private(&self) -> PathBuf {
         self.root.join(".kinemesh")

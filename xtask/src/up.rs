@@ -24,7 +24,7 @@ const BROKER_PATIENCE: Duration = Duration::from_secs(10);
 const ATTEMPTS: u32 = 3;
 const MAX_GREETING: u64 = 4096;
 /// Models that the services know by name.
-pub const MODELS: [&str; 3] = ["tiny", "wan-1.3b", "wan-14b"];
+pub const MODELS: [&str; 4] = ["tiny", "demo", "wan-1.3b", "wan-14b"];
 /// Where NATS clients look by default.
 const NATS_PORT: u16 = 4222;
 

@@ -70,7 +70,7 @@ impl Stage0Section {
 
 impl ServiceConfig for Config {
     const DOCS: &'static [(&'static str, &'static str)] = &[
-        ("model.name", "tiny, wan-1.3b or wan-14b"),
+        ("model.name", "tiny, demo, wan-1.3b or wan-14b"),
         ("model.weights", "synthetic:SEED, or the path of a checkpoint folder"),
         ("device.kind", "auto, cpu or cuda:N"),
         ("device.threads", "torch threads of a session's chunk loop"),

@@ -126,7 +126,7 @@ pub const CUDA_LIBRARIES: (&str, &str) =
 
 /// One line about each key, for `--print-config`.
 pub const DOCS: &[(&str, &str)] = &[
-    ("model.name", "tiny, wan-1.3b or wan-14b"),
+    ("model.name", "tiny, demo, wan-1.3b or wan-14b"),
     ("model.weights", "synthetic:SEED, or the path of a checkpoint folder"),
     ("device.kind", "auto, cpu or cuda:N"),
     ("device.threads", "threads of one tensor operation, the same on all ranks"),

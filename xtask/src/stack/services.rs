@@ -17,6 +17,7 @@ mod key {
     pub(super) const LOG_FORMAT: &str = "KINEMESH_LOG__FORMAT";
     pub(super) const RECORDER_DIR: &str = "KINEMESH_RECORDER__DIR";
     pub(super) const MODEL_NAME: &str = "KINEMESH_MODEL__NAME";
+    pub(super) const MODEL_WEIGHTS: &str = "KINEMESH_MODEL__WEIGHTS";
     pub(super) const WORLD_SIZE: &str = "KINEMESH_MESH__WORLD_SIZE";
     pub(super) const DEVICE_KIND: &str = "KINEMESH_DEVICE__KIND";
     pub(super) const DEVICE_THREADS: &str = "KINEMESH_DEVICE__THREADS";
@@ -91,6 +92,9 @@ impl Stack {
                 ];
                 if phase != Phase::Gateway {
                     env.push((key::MODEL_NAME, self.model.clone().into()));
+                    if let Some(weights) = layout.shipped_weights(&self.model) {
+                        env.push((key::MODEL_WEIGHTS, weights.into()));
+                    }
                     // A GPU is taken by those who ask for it: whole machines are shared.
                     let device = std::env::var_os(key::DEVICE_KIND).unwrap_or_else(|| "cpu".into());
                     env.push((key::DEVICE_KIND, device));

@@ -3,7 +3,10 @@
 use super::{ConfigError, DitConfig, Family, ModelConfig, Umt5Config, VaeConfig};
 
 /// Names that [`ModelConfig::named`] knows.
-pub const MODEL_NAMES: [&str; 3] = ["tiny", "wan-1.3b", "wan-14b"];
+pub const MODEL_NAMES: [&str; 4] = ["tiny", "demo", "wan-1.3b", "wan-14b"];
+
+/// Sizes and latent statistics of the small model that ships, as its training wrote them.
+const DEMO: &str = include_str!("../../../../models/demo/config.json");
 
 /// Mean of each latent channel over the training data, as published with the Wan 2.1 VAE.
 const LATENT_MEAN: [f64; 16] = [
@@ -24,6 +27,7 @@ impl ModelConfig {
     pub fn named(name: &str) -> Result<Self, ConfigError> {
         let config = match name {
             "tiny" => tiny(),
+            "demo" => demo()?,
             "wan-1.3b" => wan_1_3b(),
             "wan-14b" => wan_14b(),
             _ => return Err(ConfigError::UnknownModel { name: name.to_owned() }),
@@ -45,6 +49,12 @@ fn tiny() -> ModelConfig {
         sizes: vec![(128, 128), (160, 160), (96, 160), (160, 96)],
         ..krea()
     }
+}
+
+/// The trained model of `models/demo`.
+fn demo() -> Result<ModelConfig, ConfigError> {
+    let invalid = |e: serde_json::Error| ConfigError::Invalid { model: "demo".into(), what: e.to_string() };
+    serde_json::from_str(DEMO).map_err(invalid)
 }
 
 /// Wan 2.1 T2V 1.3B as distilled by Self-Forcing.
@@ -150,7 +160,7 @@ mod tests {
     #[test]
     fn unknown_name_is_refused_with_the_allowed_ones() {
         let error = ModelConfig::named("wan-2b").unwrap_err().to_string();
-        assert_eq!(error, "model: unknown name \"wan-2b\"; allowed: tiny, wan-1.3b, wan-14b");
+        assert_eq!(error, "model: unknown name \"wan-2b\"; allowed: tiny, demo, wan-1.3b, wan-14b");
     }
 
     #[test]

@@ -1,0 +1,121 @@
+//! Encoded clips, kept on the device and slowly exchanged for new ones: drawing and encoding a clip costs more than a step
+//! of the transformer on it.
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use tch::{Device, Tensor};
+
+use crate::codec::Codec;
+use crate::samples::Sample;
+
+#[derive(Debug)]
+pub struct Bank {
+    /// `[N, 9, z, h, w]`
+    latents: Tensor,
+    /// `[N, 1, z, h, w]`
+    heads: Tensor,
+    samples: Vec<Sample>,
+    spread: f32,
+    seed: u64,
+    /// Clips made so far.
+    made: u64,
+}
+
+/// A batch of one chunk: what it is made from and what it should be.
+#[derive(Debug)]
+pub struct Batch {
+    /// Which clips.
+    pub rows: Vec<usize>,
+    /// Which chunk of them.
+    pub chunk: usize,
+    /// `[B, 3, z, h, w]`
+    pub target: Tensor,
+    /// `[B, 3, z, h, w]` but for the first chunk.
+    pub context: Option<Tensor>,
+}
+
+impl Bank {
+    pub fn new(size: usize, spread: f32, seed: u64, codec: &Codec) -> Self {
+        let mut bank =
+            Self { latents: Tensor::new(), heads: Tensor::new(), samples: Vec::new(), spread, seed, made: 0 };
+        let mut parts = Vec::new();
+        while bank.samples.len() < size {
+            let (samples, encoded) = bank.make((size - bank.samples.len()).min(256), codec);
+            bank.samples.extend(samples);
+            parts.push(encoded);
+        }
+        bank.latents = Tensor::cat(&parts.iter().map(|part| &part.0).collect::<Vec<_>>(), 0);
+        bank.heads = Tensor::cat(&parts.iter().map(|part| &part.1).collect::<Vec<_>>(), 0);
+        bank
+    }
+
+    fn make(&mut self, count: usize, codec: &Codec) -> (Vec<Sample>, (Tensor, Tensor)) {
+        let mut rng = ChaCha8Rng::seed_from_u64(self.seed.wrapping_mul(7_919).wrapping_add(self.made));
+        self.made += count as u64;
+        let mut samples: Vec<Sample> = (0..count).map(|_| Sample::draw(self.spread, &mut rng)).collect();
+        // However small a bank is, it has a start.
+        samples.iter_mut().take(1).for_each(|sample| sample.start = sample.start.or(Some((0.0, 0.0))));
+        let clips: Vec<_> = samples.iter().map(|sample| sample.frames(&mut rng)).collect();
+        let encoded = codec.encode(&clips);
+        (samples, (encoded.latents, encoded.heads))
+    }
+
+    /// Exchanges `count` clips.
+    pub fn refresh(&mut self, count: usize, codec: &Codec) {
+        let at = usize::try_from(self.made).unwrap_or(0) % self.samples.len();
+        let count = count.min(self.samples.len() - at);
+        if count == 0 {
+            return;
+        }
+        let (samples, (latents, heads)) = self.make(count, codec);
+        self.latents.narrow(0, at as i64, count as i64).copy_(&latents);
+        self.heads.narrow(0, at as i64, count as i64).copy_(&heads);
+        for (slot, sample) in self.samples[at..at + count].iter_mut().zip(samples) {
+            *slot = sample;
+        }
+    }
+
+    pub fn sample(&self, row: usize) -> &Sample {
+        &self.samples[row]
+    }
+
+    /// Draws a batch of chunk `chunk`; that of chunk 0 is of clips that start a stream.
+    pub fn draw(&self, chunk: usize, size: usize, rng: &mut impl Rng) -> Batch {
+        let mut rows = Vec::with_capacity(size);
+        while rows.len() < size {
+            let row = rng.random_range(0..self.samples.len());
+            if chunk > 0 || self.samples[row].start.is_some() {
+                rows.push(row);
+            }
+        }
+        let target = self.latents_of(&rows, chunk);
+        let context = (chunk > 0).then(|| {
+            let before = self.latents_of(&rows, chunk - 1);
+            if chunk == 1 { before } else { with_head(&self.heads_of(&rows), &before) }
+        });
+        Batch { rows, chunk, target, context }
+    }
+
+    fn places(&self, rows: &[usize]) -> Tensor {
+        let rows: Vec<i64> = rows.iter().map(|row| *row as i64).collect();
+        Tensor::from_slice(&rows).to_device(self.device())
+    }
+
+    pub fn device(&self) -> Device {
+        self.latents.device()
+    }
+
+    /// `[B, 3, z, h, w]`
+    pub fn latents_of(&self, rows: &[usize], chunk: usize) -> Tensor {
+        self.latents.narrow(1, 3 * chunk as i64, 3).index_select(0, &self.places(rows))
+    }
+
+    fn heads_of(&self, rows: &[usize]) -> Tensor {
+        self.heads.index_select(0, &self.places(rows))
+    }
+}
+
+/// A context whose first latent is `head` and whose others are the last two of `before`.
+pub fn with_head(head: &Tensor, before: &Tensor) -> Tensor {
+    Tensor::cat(&[head, &before.narrow(1, 1, 2)], 1)
+}

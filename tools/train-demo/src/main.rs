@@ -1,0 +1,79 @@
+//! Command line of the trainer: `train-demo world | tokenizer | vae | model`.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use device::DeviceKind;
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use train_demo::{score, sheet, stage_model, stage_start, stage_vae, tokens};
+
+#[derive(Debug, Parser)]
+#[command(about = "Trains the small model that ships.")]
+struct Args {
+    /// `auto`, `cpu` or `cuda:N`.
+    #[arg(long, global = true, default_value = "auto")]
+    device: String,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// A contact sheet of training clips.
+    World {
+        #[arg(long)]
+        out: PathBuf,
+        #[arg(long, default_value_t = 12)]
+        clips: usize,
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
+    /// The tokenizer of the captions.
+    Tokenizer {
+        #[arg(long)]
+        out: PathBuf,
+        #[arg(long, default_value_t = 512)]
+        vocabulary: usize,
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
+    /// Stage 1: the VAE.
+    Vae(stage_vae::Options),
+    /// Stage 2, and with `--rollout` stage 3: text encoder and transformer.
+    Model(stage_model::Options),
+    /// Starts of streams, on a trained model.
+    Start(stage_start::Options),
+    /// How often a model shows what it is asked for.
+    Score(score::Options),
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    let kind: DeviceKind = args.device.parse()?;
+    let device = device::resolve(kind, None)?.device;
+    match args.command {
+        Command::World { out, clips, seed } => world(&out, clips, seed, device),
+        Command::Tokenizer { out, vocabulary, seed } => tokens::train(seed, vocabulary, &out),
+        Command::Vae(options) => stage_vae::run(&options, device).map(drop),
+        Command::Model(options) => stage_model::run(&options, device).map(drop),
+        Command::Start(options) => stage_start::run(&options, device).map(drop),
+        Command::Score(options) => score::run(&options, device),
+    }
+}
+
+fn world(out: &std::path::Path, clips: usize, seed: u64, device: tch::Device) -> Result<()> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let renderer = train_demo::scenes::BatchRenderer::new(device);
+    let rows: Vec<tch::Tensor> = (0..clips)
+        .map(|_| {
+            let sample = train_demo::samples::Sample::draw(1.0, &mut rng);
+            let text =
+                demo_world::caption::caption(&sample.from, demo_world::caption::Style::Varied, &mut rng);
+            println!("{text} -> {:?} {:?}", sample.to, sample.amounts);
+            renderer.draw(&sample.frames(&mut rng)).transpose(0, 1)
+        })
+        .collect();
+    sheet::write(&rows, 3, out)
+}

@@ -1,0 +1,329 @@
+//! Stages 2 and 3: text encoder and transformer.
+//!
+//! Stage 2 is flow matching (arXiv 2210.02747, 2209.03003) on chunks with a clean context (teacher forcing), mostly at the
+//! four timesteps that the server samples at. In this world, what comes next is a function of context and prompt, and the
+//! start of a stream one of the noise (see [`crate::conditional::coupled`]): so the clean prediction is sharp at each of them,
+//! and no adversarial distillation is needed (compare CausVid, arXiv 2412.07772). Part of the steps start from what the
+//! model itself made of the timesteps before.
+//!
+//! Stage 3, the last part of the same run (`--rollout`), adds contexts that the model generated itself, through the VAE and back as the server does it:
+//! Self-Forcing (arXiv 2506.08009), with the world's own continuation as the target instead of a learnt critic.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use demo_world::caption::{Style, caption};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use tch::{Device, Kind, Tensor, no_grad};
+use wan::rope::Rope;
+
+use crate::bank::{Bank, Batch};
+use crate::budget::{Budget, Length};
+use crate::codec::Codec;
+use crate::conditional::{Conditional, coupled};
+use crate::look;
+use crate::parameters::{Layout, Parameters, Weights};
+use crate::sampler::{Given, STEPS, Sampler, next_context};
+use crate::scenes::rate;
+use crate::stage_vae::{compute_kind, read_config};
+use crate::tokens::{Captions, UNKNOWN};
+use crate::{dit, text};
+
+#[derive(Clone, Debug, clap::Args)]
+pub struct Options {
+    #[command(flatten)]
+    pub length: Length,
+    /// Folder with `vae.safetensors`, `config.json` and `tokenizer.json`.
+    #[arg(long)]
+    pub vae: PathBuf,
+    /// Where weights, curve and samples go.
+    #[arg(long)]
+    pub out: PathBuf,
+    /// Folder with `dit.safetensors` and `text.safetensors` to start from.
+    #[arg(long)]
+    pub from: Option<PathBuf>,
+    /// State to go on from, if it is there, and to save to.
+    #[arg(long)]
+    pub state: Option<PathBuf>,
+    #[arg(long, default_value_t = 128)]
+    pub batch: usize,
+    /// Encoded clips that are kept.
+    #[arg(long, default_value_t = 8192)]
+    pub bank: usize,
+    /// Of them, how many are exchanged each step.
+    #[arg(long, default_value_t = 8)]
+    pub refresh: usize,
+    #[arg(long, default_value_t = 1e-3)]
+    pub rate: f64,
+    /// Share of steps on later chunks whose context the model generates, in the last part of the training.
+    #[arg(long, default_value_t = 0.4)]
+    pub rollout: f64,
+    /// Share of steps that start from what the model made of the timesteps before.
+    #[arg(long, default_value_t = 0.4)]
+    pub ladder: f64,
+    /// How far from the middle streams start, in standard deviations of the world's. With 0 all start in the middle.
+    #[arg(long, default_value_t = 0.0)]
+    pub spread: f32,
+    /// Scenes that are generated and looked at in the end.
+    #[arg(long, default_value_t = 64)]
+    pub look: usize,
+    #[arg(long, default_value_t = 2)]
+    pub seed: u64,
+}
+
+/// Everything that a step needs.
+#[derive(Debug)]
+struct Stage<'a> {
+    options: &'a Options,
+    model: Conditional,
+    codec: Codec,
+    captions: Captions,
+    bank: Bank,
+    sampler: Sampler,
+    rope: Rope,
+    device: Device,
+    kind: Kind,
+}
+
+/// Trains, then writes `dit.safetensors`, `text.safetensors` and what samples look like. Returns the last mean loss.
+///
+/// # Errors
+/// A file cannot be read or written.
+pub fn run(options: &Options, device: Device) -> Result<f64> {
+    std::fs::create_dir_all(&options.out)?;
+    let config = read_config(&options.vae.join("config.json"))?;
+    let kind = if device.is_cuda() { Kind::BFloat16 } else { Kind::Float };
+    tch::manual_seed(options.seed as i64);
+    let mut layout = Layout::default();
+    let model = Conditional::new(&config, &mut layout, device);
+    let mut parameters = Parameters::new(layout, device);
+    println!("model: {} parameters on {device:?}", parameters.count());
+    if let Some(from) = &options.from {
+        let (text, dit) = (from.join("text.safetensors"), from.join("dit.safetensors"));
+        parameters.import(&[(text::PREFIX, &text), (dit::PREFIX, &dit)])?;
+    }
+    let begun = match &options.state {
+        Some(state) if state.is_file() => parameters.load_state(state)?,
+        _ => (0, 0.0),
+    };
+    let codec = Codec::load(&config.vae, &options.vae, device, compute_kind(device))?;
+    let captions = Captions::open(&options.vae.join("tokenizer.json"), config.text.text_len)?;
+    let clock = std::time::Instant::now();
+    // Clips that are never exchanged are the same in every run of the stage.
+    let seed = if options.refresh == 0 { options.seed } else { options.seed.wrapping_add_signed(begun.0) };
+    let bank = Bank::new(options.bank, options.spread, seed, &codec);
+    println!("model: {} clips encoded in {:.1} s", options.bank, clock.elapsed().as_secs_f64());
+    let rope = Rope::new(config.dit.head_dim(), device);
+    let mut stage =
+        Stage { options, model, codec, captions, bank, sampler: Sampler::default(), rope, device, kind };
+    let mut budget = Budget::new(&options.length, begun, &options.out.join("model.csv"))?;
+    let last = stage.train(&mut parameters, &mut budget)?;
+    if let Some(state) = &options.state {
+        parameters.save_state(state, budget.step, budget.seconds())?;
+    }
+    parameters.export(dit::PREFIX, &options.out.join("dit.safetensors"))?;
+    parameters.export(text::PREFIX, &options.out.join("text.safetensors"))?;
+    if options.look > 0 {
+        let _guard = tch::no_grad_guard();
+        let w = parameters.averaged(kind);
+        look::at(
+            options.look,
+            &options.out,
+            &stage.captions,
+            &stage.model,
+            &w,
+            &stage.codec,
+            &mut stage.rope,
+        )?;
+    }
+    Ok(last)
+}
+
+impl Stage<'_> {
+    fn train(&mut self, parameters: &mut Parameters, budget: &mut Budget) -> Result<f64> {
+        // One column for each kind of step: the first chunk, the others, from own steps, after an own context.
+        let mut sums = Tensor::zeros([KINDS.len() as i64 + 1], (Kind::Float, self.device));
+        let (mut counts, mut last) = ([0.0; KINDS.len()], f64::NAN);
+        while budget.goes_on() {
+            let (loss, sort) = self.loss(&parameters.weights(self.kind), budget.step, budget.progress())?;
+            loss.backward();
+            let rate = self.options.rate * rate(budget.progress(), budget.step, 300);
+            let norm = parameters.update(rate, 0.9985);
+            no_grad(|| {
+                let _ = sums.get(sort as i64).g_add_(&loss);
+                let _ = sums.get(KINDS.len() as i64).g_add_(&norm);
+            });
+            counts[sort] += 1.0;
+            self.bank.refresh(self.options.refresh, &self.codec);
+            budget.step += 1;
+            if budget.step % 50 == 0 || !budget.goes_on() {
+                let values = Vec::<f64>::try_from(&sums)?;
+                let steps: f64 = counts.iter().sum();
+                let mut named: Vec<(&str, f64)> = KINDS
+                    .iter()
+                    .enumerate()
+                    .filter(|(i, _)| counts[*i] > 0.0)
+                    .map(|(i, name)| (*name, values[i] / counts[i]))
+                    .collect();
+                last = values[..KINDS.len()].iter().sum::<f64>() / steps;
+                named.push(("norm", values[KINDS.len()] / steps));
+                budget.report(&named)?;
+                (sums, counts) = (sums.zeros_like(), [0.0; KINDS.len()]);
+            }
+        }
+        budget.finish();
+        Ok(last)
+    }
+
+    /// The loss of one step, and its index in [`KINDS`]. What it draws is a function of seed and step.
+    fn loss(&mut self, w: &Weights, step: i64, progress: f64) -> Result<(Tensor, usize)> {
+        tch::manual_seed((self.options.seed as i64) << 32 | step);
+        let seed = self.options.seed.wrapping_mul(1_000_003).wrapping_add_signed(step);
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let chunk = match rng.random_range(0..100) {
+            0..22 => 0,
+            22..42 => 1,
+            _ => 2,
+        };
+        // What the model makes of its own is worth learning from once it makes something.
+        let share = |of: f64, from: f64, to: f64| of * ((progress - from) / (to - from)).clamp(0.0, 1.0);
+        let own_context = chunk == 2 && rng.random_bool(share(self.options.rollout, 0.5, 0.7));
+        let own_steps = rng.random_bool(share(self.options.ladder, 0.15, 0.35));
+        let own_steps = if own_steps { rng.random_range(1..STEPS.len()) } else { 0 };
+        let mut batch = self.bank.draw(chunk, self.options.batch, &mut rng);
+        let texts = self.texts(&batch.rows, &mut rng)?;
+        if own_context {
+            batch.context = Some(self.generated_context(w, &batch, &texts).to_kind(self.kind));
+        }
+        let context = batch.context.as_ref().map(|context| self.disturbed(context, &mut rng));
+        let text = self.condition(w, &batch, &texts, chunk);
+        let target = batch.target.to_kind(Kind::Float);
+        let noise = self.noise(&batch);
+        let (x, timesteps, sigma) = if own_steps > 0 {
+            let detached = text.detach();
+            let given = Given { model: &self.model, w, context: context.as_ref(), text: &detached };
+            let x = self.sampler.noisy(given, &mut self.rope, &noise, own_steps);
+            let timestep = STEPS[own_steps];
+            let options = (Kind::Double, self.device);
+            let sigma = Tensor::full([target.size()[0]], self.sampler.sigma(timestep), options);
+            (x, Tensor::full([target.size()[0]], timestep, options), sigma)
+        } else {
+            self.noised(&target, &noise, &mut rng)
+        };
+        let sigma = sigma.to_kind(Kind::Float).view([-1, 1, 1, 1, 1]);
+        let flow = self.model.dit.flow(w, &mut self.rope, &x, &timesteps, context.as_ref(), &text);
+        let clean = &x - flow.to_kind(Kind::Float) * &sigma;
+        // An error of the flow counts the less the less noise there is; this keeps the last steps in view.
+        let weight = (sigma.square() + 0.05).reciprocal();
+        let loss = ((clean - target).square() * weight).mean(Kind::Float);
+        let sort = match (own_context, own_steps > 0, chunk) {
+            (true, _, _) => 3,
+            (_, true, _) => 2,
+            (_, _, 0) => 0,
+            _ => 1,
+        };
+        Ok((loss, sort))
+    }
+
+    /// Ids of the prompts before and after a change, `[B, L]` each.
+    fn texts(&self, rows: &[usize], rng: &mut impl Rng) -> Result<[Tensor; 2]> {
+        let mut ids = [Vec::new(), Vec::new()];
+        for row in rows {
+            let sample = self.bank.sample(*row);
+            for (ids, scene) in ids.iter_mut().zip([&sample.from, &sample.to]) {
+                let mut text = self.captions.ids(&caption(scene, Style::Varied, rng))?;
+                if rng.random_bool(0.1) {
+                    // A word that nobody knows says nothing.
+                    text.insert(rng.random_range(0..6), UNKNOWN);
+                    text.pop();
+                }
+                ids.extend(text);
+            }
+        }
+        let rows = rows.len() as i64;
+        Ok(ids.map(|ids| Tensor::from_slice(&ids).view([rows, -1]).to_device(self.device)))
+    }
+
+    fn condition(&self, w: &Weights, batch: &Batch, [from, to]: &[Tensor; 2], chunk: usize) -> Tensor {
+        let amounts: Vec<f32> = batch.rows.iter().map(|row| self.bank.sample(*row).amounts[chunk]).collect();
+        let amounts = Tensor::from_slice(&amounts).to_device(self.device);
+        self.model.condition(w, from, Some((to, &amounts)))
+    }
+
+    /// Noise for the batch; that of first chunks tells where they start.
+    fn noise(&self, batch: &Batch) -> Tensor {
+        let noise = Tensor::randn(batch.target.size(), (Kind::Float, self.device));
+        if batch.chunk > 0 {
+            return noise;
+        }
+        let starts: Vec<f32> = batch
+            .rows
+            .iter()
+            .flat_map(|row| {
+                let (x, y) = self.bank.sample(*row).start.unwrap_or_default();
+                // In units of the noise, whatever the spread of the starts.
+                let unit =
+                    |value: f32| if self.options.spread > 0.0 { value / self.options.spread } else { 0.0 };
+                [unit(x), unit(y)]
+            })
+            .collect();
+        if self.options.spread > 0.0 {
+            coupled(&noise, &Tensor::from_slice(&starts).view([-1, 2]).to_device(self.device))
+        } else {
+            noise
+        }
+    }
+
+    /// Target and noise mixed, mostly at the server's timesteps.
+    fn noised(&self, target: &Tensor, noise: &Tensor, rng: &mut impl Rng) -> (Tensor, Tensor, Tensor) {
+        let drawn: Vec<(f64, f64)> = (0..target.size()[0])
+            .map(|_| {
+                let timestep = match rng.random_range(0..100) {
+                    0..34 => STEPS[0],
+                    34..50 => STEPS[1],
+                    50..66 => STEPS[2],
+                    66..82 => STEPS[3],
+                    _ => {
+                        let timestep = rng.random_range(20.0..1000.0);
+                        return (timestep, timestep / 1000.0);
+                    }
+                };
+                (timestep, self.sampler.sigma(timestep))
+            })
+            .collect();
+        let column = |of: fn(&(f64, f64)) -> f64| {
+            Tensor::from_slice(&drawn.iter().map(of).collect::<Vec<_>>()).to_device(self.device)
+        };
+        let (timesteps, sigmas) = (column(|d| d.0), column(|d| d.1));
+        let sigma = sigmas.to_kind(Kind::Float).view([-1, 1, 1, 1, 1]);
+        (target * (1.0 - &sigma) + noise * &sigma, timesteps, sigmas)
+    }
+
+    /// Half of the contexts with a little noise: what the model will see of its own is never quite clean.
+    fn disturbed(&self, context: &Tensor, rng: &mut impl Rng) -> Tensor {
+        let batch = context.size()[0];
+        let scales: Vec<f32> = (0..batch)
+            .map(|_| if rng.random_bool(0.5) { rng.random_range(0.0..0.15) } else { 0.0 })
+            .collect();
+        let scales =
+            Tensor::from_slice(&scales).to_device(self.device).to_kind(context.kind()).view([-1, 1, 1, 1, 1]);
+        context + context.randn_like() * scales
+    }
+
+    /// The context of the third chunk after a second one that the model made itself.
+    fn generated_context(&mut self, w: &Weights, batch: &Batch, texts: &[Tensor; 2]) -> Tensor {
+        no_grad(|| {
+            let first = self.bank.latents_of(&batch.rows, 0);
+            let text = self.condition(w, batch, texts, 1);
+            let noise = Tensor::randn(first.size(), (Kind::Float, self.device));
+            let given = Given { model: &self.model, w, context: Some(&first), text: &text };
+            let second = self.sampler.chunk(given, &mut self.rope, &noise);
+            let stream = Tensor::cat(&[&first, &second.to_kind(first.kind())], 1);
+            next_context(&self.codec, &stream)
+        })
+    }
+}
+
+/// Names of the losses.
+const KINDS: [&str; 4] = ["first", "next", "own_steps", "own_context"];

@@ -1,0 +1,100 @@
+//! Training itself, very small, on a CPU: losses fall, and a run that was cut goes on as if it had not been.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use clap::Parser;
+use demo_world::clip::{Frame, Mix};
+use demo_world::motion::State;
+use demo_world::render::{PICTURE, Renderer};
+use demo_world::scene::{Scene, Split};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use tch::{Device, Kind};
+use train_demo::samples::Sample;
+use train_demo::scenes::BatchRenderer;
+use train_demo::{stage_model, stage_vae, tokens};
+use wan::config::ModelConfig;
+
+#[derive(Debug, Parser)]
+struct Vae {
+    #[command(flatten)]
+    options: stage_vae::Options,
+}
+
+#[derive(Debug, Parser)]
+struct Model {
+    #[command(flatten)]
+    options: stage_model::Options,
+}
+
+/// The model that ships, much smaller.
+fn config(folder: &Path) -> PathBuf {
+    let mut config = ModelConfig::named("demo").unwrap();
+    (config.dit.dim, config.dit.ffn_dim, config.dit.num_heads, config.dit.num_layers) = (48, 96, 2, 1);
+    (config.text.dim_ffn, config.text.num_layers) = (64, 1);
+    (config.vae.dim, config.vae.dim_mult) = (4, vec![1, 1, 2, 2]);
+    let path = folder.join("given.json");
+    fs::write(&path, serde_json::to_string(&config).unwrap()).unwrap();
+    path
+}
+
+fn vae(folder: &Path, more: &[&str]) {
+    let (config, out) = (config(folder), folder.display().to_string());
+    let common =
+        ["vae", "--config", config.to_str().unwrap(), "--out", &out, "--batch", "1", "--frames", "5"];
+    let args: Vec<&str> = common.iter().chain(more).copied().collect();
+    stage_vae::run(&Vae::parse_from(args).options, Device::Cpu).unwrap();
+}
+
+fn model(folder: &Path, out: &str, more: &[&str]) {
+    let (vae, out) = (folder.display().to_string(), folder.join(out).display().to_string());
+    let small = ["--batch", "2", "--bank", "3", "--refresh", "0", "--look", "0"];
+    let common = ["model", "--vae", &vae, "--out", &out];
+    let args: Vec<&str> = common.iter().chain(&small).chain(more).copied().collect();
+    stage_model::run(&Model::parse_from(args).options, Device::Cpu).unwrap();
+}
+
+/// Every loss of a curve, by name.
+fn losses(path: &Path, name: &str) -> Vec<f64> {
+    let text = fs::read_to_string(path).unwrap();
+    let fields = text.split([',', '\n']).filter_map(|field| field.strip_prefix(name)?.strip_prefix('='));
+    fields.map(|value| value.parse().unwrap()).collect()
+}
+
+#[test]
+fn losses_fall_and_a_cut_run_goes_on_with_the_same_numbers() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    vae(folder, &["--steps", "40", "--rate", "5e-3"]);
+    let curve = losses(&folder.join("vae.csv"), "l1");
+    assert!(curve.len() == 2 && curve[1] < 0.9 * curve[0], "{curve:?}");
+
+    tokens::train(1, 512, &folder.join("tokenizer.json")).unwrap();
+    model(folder, "whole", &["--steps", "8"]);
+    let state = folder.join("state").display().to_string();
+    model(folder, "cut", &["--steps", "8", "--pause-at", "4", "--state", &state]);
+    model(folder, "cut", &["--steps", "8", "--state", &state]);
+    let weights = |out: &str| fs::read(folder.join(out).join("dit.safetensors")).unwrap();
+    assert_eq!(weights("whole"), weights("cut"), "eight steps, and four and four");
+}
+
+#[test]
+fn frames_drawn_in_batches_are_those_of_the_world() {
+    let mut rng = ChaCha8Rng::seed_from_u64(9);
+    let (batches, renderer) = (BatchRenderer::new(Device::Cpu), Renderer::default());
+    let mut frames: Vec<Frame> =
+        (0..6).flat_map(|_| Sample::draw(1.0, &mut rng).frames(&mut rng).into_iter().step_by(8)).collect();
+    let scene = Scene::draw(Split::HeldOut, &mut rng);
+    frames.extend(Mix::of(scene).play(&mut State::start(scene.motion, (1.0, -1.0)), 3));
+    let drawn = ((batches.draw(&frames) + 1.0) * 127.5).permute([0, 2, 3, 1]);
+    for (i, frame) in (0..).zip(&frames) {
+        let expected = renderer.draw(frame);
+        assert_eq!(expected.len(), PICTURE);
+        let expected = tch::Tensor::from_slice(&expected).to_kind(Kind::Float);
+        let off = f64::try_from((drawn.get(i).flatten(0, -1) - expected).abs().mean(Kind::Float)).unwrap();
+        assert!(off < 0.6, "frame {i}: {off} of 255: {frame:?}");
+    }
+}
