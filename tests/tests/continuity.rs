@@ -10,6 +10,8 @@ use contract::{CellId, ChunkIndex, Digest, Incarnation, Reason};
 use serde_json::{Value, json};
 use system_tests::{Cell, Fault, Signal, Viewer, python, wait};
 
+/// Of the broker.
+const OUTAGE: Duration = Duration::from_secs(60);
 const PATIENCE: Duration = Duration::from_secs(100);
 
 fn fox() -> Value {
@@ -263,7 +265,7 @@ async fn the_broker_goes_and_comes_back_under_a_stream() {
         .ready()
         .await;
     let url = cell.url();
-    let args = ["--url", &url, "--after", "recovering", "--frames", "60"];
+    let args = ["--url", &url, "--after", "recovering", "--frames", "60", "--patience", "90"];
     let watcher = python::start("webrtc_view.py", &args);
     let id = streaming(&cell, 30).await;
     cell.signal(system_tests::cell::BROKER, Signal::Kill);
@@ -274,14 +276,14 @@ async fn the_broker_goes_and_comes_back_under_a_stream() {
     assert_eq!(answer.status, 503, "{}", answer.text);
     wait::assert_within("a request while the broker is away", asked.elapsed(), Duration::from_secs(1));
     // Longer than the lease and the leader's key live.
-    tokio::time::sleep(Duration::from_secs(8)).await;
+    tokio::time::sleep(OUTAGE).await;
     cell.start_process(system_tests::cell::BROKER);
     cell.wait_ready(Duration::from_secs(20)).await;
     in_state(&cell, "streaming").await;
     assert_eq!(session(&cell).await.unwrap().0, id);
     assert_eq!(incarnations(&cell).await, [1]);
     let seen = watcher.finish(PATIENCE).await;
-    assert_played_on(&seen, Duration::from_secs(16));
+    assert_played_on(&seen, OUTAGE + Duration::from_secs(8));
     let told = states(&seen);
     let away = ("recovering".to_owned(), Some("broker_unavailable".to_owned()));
     let at = told.iter().position(|state| *state == away).expect("the client is told");
