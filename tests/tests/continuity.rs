@@ -298,13 +298,18 @@ async fn the_broker_goes_and_comes_back_under_a_stream() {
     assert!(epochs.iter().all(|epoch| *epoch == epochs[0]), "the mesh did not form again: {epochs:?}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_client_whose_gateway_died_goes_on_with_its_session() {
-    let mut cell = Cell::builder().ready().await;
+/// A client that connects again, with its token, when its stream has ended.
+fn one_that_comes_back(cell: &Cell) -> python::Script {
     let url = cell.url();
     let args =
         ["--url", &url, "--after", "never", "--frames", "20", "--patience", "2", "--resumed-frames", "30"];
-    let watcher = python::start("webrtc_view.py", &args);
+    python::start("webrtc_view.py", &args)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_whose_gateway_died_goes_on_with_its_session() {
+    let mut cell = Cell::builder().ready().await;
+    let watcher = one_that_comes_back(&cell);
     let id = streaming(&cell, 30).await;
     cell.signal("gateway", Signal::Kill);
     cell.exit("gateway", Duration::from_secs(5)).await;
@@ -406,10 +411,7 @@ async fn a_slow_stage0_costs_frames_and_nothing_else() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gateway_that_is_asked_to_stop_says_so_and_its_session_can_be_gone_on_with() {
     let mut cell = Cell::builder().ready().await;
-    let url = cell.url();
-    let args =
-        ["--url", &url, "--after", "never", "--frames", "20", "--patience", "2", "--resumed-frames", "30"];
-    let watcher = python::start("webrtc_view.py", &args);
+    let watcher = one_that_comes_back(&cell);
     let id = streaming(&cell, 30).await;
     cell.signal("gateway", Signal::Term);
     assert_eq!(cell.exit("gateway", Duration::from_secs(10)).await.code(), Some(0));

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_nats::{Client, ConnectOptions, HeaderMap};
-use contract::status::Role;
+use contract::status::{ProcessStatus, Role};
 use contract::{ChunkIndex, Digest};
 use serde_json::{Value, json};
 use system_tests::meddling::{self, Caught};
@@ -229,13 +229,16 @@ async fn messages_that_are_captured_and_sent_again_change_nothing() {
     let (stage0, leader) = (impostor(&cell, "stage0").await, impostor(&cell, "leader").await);
     let before = (cell.pids(), epoch(&cell).await);
     let replay = async {
+        let mut last = None;
         for _ in 0..3 {
+            // Each time into another call.
+            let of = |status: &ProcessStatus| status.stage0.as_ref().and_then(|stage0| stage0.last_call);
+            last = of(&cell.status(|status| of(status) > last).await);
             say_again(&stage0, &calls).await;
             say_again(&leader, &plans).await;
-            tokio::time::sleep(Duration::from_millis(300)).await;
         }
     };
-    let trace = viewer.suffer(replay).await;
+    let trace = Box::pin(viewer.suffer(replay)).await;
     assert!(!trace.told(), "{trace:?}");
     assert_flows_on("replay", &trace, 0);
     assert_eq!(before, (cell.pids(), epoch(&cell).await), "nobody ended, and the mesh did not form again");

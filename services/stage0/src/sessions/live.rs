@@ -17,6 +17,7 @@ use tracing::warn;
 
 use super::Making;
 use super::lives::Life;
+use crate::codec;
 use crate::events::Events;
 use crate::history::FRAMES_PER_LATENT;
 use crate::keeper::Keeper;
@@ -59,7 +60,10 @@ pub(super) fn start(
         subject: subjects::media_out(stream.session),
     };
     let frames = usize::try_from(frames).unwrap_or(usize::MAX);
-    let output = Output::start(stream, kbps, frames, events.clone(), shown.clone(), sink)?;
+    let encoder = codec::encoder(stream.codec, size, kbps).map_err(|e| {
+        Error::new(Reason::Internal, "the video encoder cannot be started").detail(e.to_string())
+    })?;
+    let output = Output::start(encoder, stream, frames, events.clone(), shown.clone(), sink)?;
     let patience = making.config.patience();
     let mailbox = Arc::new(Mailbox::new(request.parameters, update, patience, Instant::now()));
     let keeper = tenure.map_or_else(Keeper::without_place, |tenure| {
