@@ -117,19 +117,14 @@ fn start_broker(
         let mut supervisor = Supervisor::new(Arc::clone(console), width);
         let greeted =
             supervisor.start(stack.broker(layout)).and_then(|()| await_broker(&mut supervisor, &stack));
-        match greeted {
-            Ok(Greeting::Ours) => return Ok(Some((stack, supervisor))),
-            Ok(Greeting::Stranger) => console.line("another broker took the port: trying another one"),
-            Ok(Greeting::None) => {
-                supervisor.stop();
-                return Ok(None);
-            }
-            Err(error) => {
-                supervisor.stop();
-                return Err(error);
-            }
+        if matches!(greeted, Ok(Greeting::Ours)) {
+            return Ok(Some((stack, supervisor)));
         }
         supervisor.stop();
+        if greeted? == Greeting::None {
+            return Ok(None);
+        }
+        console.line("another program took the broker's port: trying another one");
     }
     bail!("other programs took the broker's port {ATTEMPTS} times in a row")
 }

@@ -92,8 +92,12 @@ impl Stack {
                 ];
                 if phase != Phase::Gateway {
                     env.push((key::MODEL_NAME, self.model.clone().into()));
-                    if let Some(weights) = layout.shipped_weights(&self.model) {
-                        env.push((key::MODEL_WEIGHTS, weights.into()));
+                    // The user's own come first.
+                    let weights = std::env::var_os(key::MODEL_WEIGHTS);
+                    if let Some(weights) =
+                        weights.or_else(|| layout.shipped_weights(&self.model).map(Into::into))
+                    {
+                        env.push((key::MODEL_WEIGHTS, weights));
                     }
                     // A GPU is taken by those who ask for it: whole machines are shared.
                     let device = std::env::var_os(key::DEVICE_KIND).unwrap_or_else(|| "cpu".into());
