@@ -45,6 +45,8 @@ def main(args):
             chromium.wait_frames(page, args.frames)
             result["frames_recovered"] = page.evaluate(chromium.FRAMES) - before
             result["curtain_away"] = page.evaluate("() => document.getElementById('curtain').classList.contains('away')")
+        if args.curtain:
+            result["curtain"] = chromium.wait_text(page, "#curtain", args.curtain)
         chromium.shot(page, args)
         result["text"] = page.inner_text("body")
         result["errors"] = errors
@@ -55,4 +57,5 @@ parser = chromium.arguments(argparse.ArgumentParser())
 parser.add_argument("--frames", type=int, default=40, help="decoded frames to wait for")
 parser.add_argument("--prompt", help="typed into the page while it plays")
 parser.add_argument("--recover", action="store_true", help="wait until the page tells of a fault, and plays on")
+parser.add_argument("--curtain", help="wait until this stands before the picture")
 main(parser.parse_args())

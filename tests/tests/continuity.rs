@@ -170,8 +170,12 @@ async fn a_life_that_runs_is_replaced_only_by_a_later_one_with_its_token() {
     let request = system_tests::viewer::creation(&fox());
     let mut viewer = Viewer::create(&bus, &cell.id(), request.clone()).await.unwrap();
     viewer.chunks_until(2).await;
-    let twice = Viewer::create(&bus, &cell.id(), request.clone()).await.err().unwrap();
-    assert_eq!(twice.reason, Reason::SessionExists, "a message that was sent twice");
+    let twice = Viewer::create(&bus, &cell.id(), request.clone()).await.unwrap();
+    assert_eq!(twice.created, viewer.created, "a message that was sent twice");
+    let other =
+        contract::session::CreateSession { bitrate_kbps: request.bitrate_kbps + 1, ..request.clone() };
+    let refused = Viewer::create(&bus, &cell.id(), other).await.err().unwrap();
+    assert_eq!(refused.reason, Reason::SessionExists, "not what made it");
     let stolen = contract::session::CreateSession {
         incarnation: Incarnation(2),
         resume: Digest::of(&[b"a guess"]),
@@ -477,6 +481,18 @@ async fn chromium_outlives_a_worker() {
 #[tokio::test(flavor = "multi_thread")]
 async fn chromium_outlives_its_stage0() {
     chromium_outlives("stage0").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn chromium_says_what_a_fault_that_lasts_waits_for() {
+    let cell = Cell::builder().ready().await;
+    let url = cell.url();
+    let page = python::start("browser.py", &["--url", &url, "--frames", "1", "--curtain", "Still waiting"]);
+    streaming(&cell, 30).await;
+    cell.signal("worker1", Signal::Kill);
+    let seen = page.finish(PATIENCE).await;
+    let curtain = seen["curtain"].as_str().unwrap();
+    assert!(curtain.contains("The parts of the server are coming together. It has taken "), "{seen}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -61,6 +61,9 @@ pub fn run(layout: &Layout, options: &Options) -> Result<()> {
     console.clear_status();
     console.line("stopping");
     supervisor.stop();
+    if options.port == 0 {
+        stack.forget();
+    }
     match outcome? {
         None => Ok(()),
         Some(Refusal { process, message }) => {
@@ -121,6 +124,9 @@ fn start_broker(
             return Ok(Some((stack, supervisor)));
         }
         supervisor.stop();
+        if options.port == 0 {
+            stack.forget();
+        }
         if greeted? == Greeting::None {
             return Ok(None);
         }

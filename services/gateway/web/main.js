@@ -14,6 +14,8 @@ import { Wishes } from '/assets/wishes.js';
 const WATCH_MS = 1000;
 /** While nobody answers. */
 const KNOCK_MS = 400;
+/** A fault that lasts longer is no matter of a moment. */
+const LONG_MS = 10_000;
 
 const element = (id) => document.getElementById(id);
 const panel = new Panel();
@@ -25,6 +27,8 @@ const controls = new Controls(send);
 const boxes = new Prompts(element('prompts'), element('add-prompt'), sendPrompt);
 let paused = false;
 let adopted = false;
+/** Since when the session recovers from a fault, or null. */
+let recovering = null;
 
 /** The first session starts with what stands in the prompt box; a later one with what was sent last. */
 function initial() {
@@ -157,6 +161,7 @@ stream.addEventListener('closed', () => {
   wishes.disconnected();
   receipts.forget();
   stream.held = false;
+  recovering = null;
 });
 
 stream.addEventListener('message', ({ detail: message }) => {
@@ -206,7 +211,9 @@ function follow(parameters) {
 
 function sessionState({ state, error }) {
   stream.held = state === 'recovering' || state === 'paused' || state === 'starting';
+  if (state !== 'recovering') recovering = null;
   if (state === 'recovering') {
+    recovering ??= performance.now();
     connection('recovering', 'one moment', error?.message);
     screen.cover({ title: 'One moment', text: problem(error ?? { reason: 'recovering' }), raw: error?.message });
     return;
@@ -216,6 +223,15 @@ function sessionState({ state, error }) {
   showPaused();
   hideNotice();
   if (stream.live) STATES.live();
+}
+
+/** Of a fault that lasts: what the server waits for now, and for how long already. */
+async function stillWaiting() {
+  if (recovering === null || performance.now() - recovering < LONG_MS) return;
+  const { waiting_for: raw } = await api.ready().catch(() => ({}));
+  if (recovering === null || !raw) return;
+  const seconds = Math.round((performance.now() - recovering) / 1000);
+  screen.cover({ title: 'Still waiting', text: `${sentence(waiting(raw))} It has taken ${seconds} s so far`, raw });
 }
 
 /** Another process makes the stream now: say what that cost. */
@@ -271,6 +287,7 @@ async function watchCell() {
     }
   }
   if (stream.live) panel.roundTrip(await stream.roundTrip());
+  await stillWaiting();
   setTimeout(watchCell, next);
 }
 

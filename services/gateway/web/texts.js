@@ -1,6 +1,6 @@
 // What the server says, in words for who watches. Its own words are for operators; they stay within reach as tooltips.
 
-const STOPPED = 'a part of the server stopped; the picture goes on in a moment';
+const STOPPED = 'a part of the server stopped; the picture goes on by itself once it is back';
 const SILENT = 'a part of the server does not answer';
 const BUSY = 'the server is busy with another viewer';
 

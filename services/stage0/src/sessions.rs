@@ -59,6 +59,8 @@ pub(crate) struct Sessions(Arc<Inner>);
 struct Inner {
     making: Making,
     continuations: OnceCell<Continuations>,
+    /// Sessions are created one after another: a request that comes twice finds what the first one made.
+    creating: tokio::sync::Mutex<()>,
     state: Mutex<State>,
     count: watch::Sender<usize>,
 }
@@ -66,8 +68,13 @@ struct Inner {
 impl Sessions {
     pub(crate) fn new(making: Making, events: mpsc::Sender<SessionEvent>) -> Self {
         let state = State { live: HashMap::new(), closed: None, events: Some(events) };
-        let (continuations, count) = (OnceCell::new(), watch::Sender::new(0));
-        Self(Arc::new(Inner { making, continuations, state: Mutex::new(state), count }))
+        Self(Arc::new(Inner {
+            making,
+            continuations: OnceCell::new(),
+            creating: tokio::sync::Mutex::default(),
+            state: Mutex::new(state),
+            count: watch::Sender::new(0),
+        }))
     }
 
     /// Tells every session when the broker goes and comes back, for as long as the connection is used.
@@ -110,12 +117,16 @@ impl Sessions {
         self.lock().live.values().find_map(|live| Some((live.shown.timings()?, live.shown.report().fps)))
     }
 
-    /// Creates a session and starts it.
+    /// Creates a session and starts it. The request that made a session gets the same answer again for as long as it runs.
     ///
     /// # Errors
     /// What is wrong with the request, or why no session can be had now. Nothing was started then.
     pub(crate) async fn create(&self, request: CreateSession) -> Result<SessionCreated, Error> {
         let session = request.session;
+        let _turn = self.0.creating.lock().await;
+        if let Ok(Some(created)) = self.with(session, |live| live.made_by(&request)) {
+            return Ok(created);
+        }
         let created = self.try_create(request).await;
         match &created {
             Ok(created) => info!(%session, size = %created.size, "session created"),
@@ -153,16 +164,16 @@ impl Sessions {
         let life = self.begin(&request).await?;
         let size = request.size.or_else(|| life.size(model)).or(model.default_size()).ok_or_else(no_size)?;
         let created = SessionCreated { session, incarnation: life.incarnation, size };
-        let ended = self.admit(request, life, size)?;
-        if let Err(error) = endpoints::serve(self, session).await {
-            self.end(session, Ending::Process(error.clone()));
-            return Err(error);
-        }
+        let ended = self.admit(request, life, created.clone())?;
         let sessions = self.clone();
         tokio::spawn(async move {
             let _ = ended.await;
             sessions.remove(session);
         });
+        if let Err(error) = endpoints::serve(self, session).await {
+            self.end(session, Ending::Process(error.clone()));
+            return Err(error);
+        }
         Ok(created)
     }
 
@@ -212,20 +223,16 @@ impl Sessions {
         &self,
         request: CreateSession,
         life: Life,
-        size: contract::model::Size,
+        created: SessionCreated,
     ) -> Result<tokio::sync::oneshot::Receiver<()>, Error> {
         let mut state = self.lock();
         if let Some(closed) = &state.closed {
             return Err(closed.clone());
         }
-        if state.live.contains_key(&request.session) {
-            let text = format!("session {} is running here", request.session);
-            return Err(Error::new(Reason::SessionExists, text));
-        }
         let slot = self.free_slot(&state)?;
         let events = state.events.clone().ok_or_else(|| Error::new(Reason::Draining, "stage0 stops"))?;
         let session = request.session;
-        let (live, ended) = live::start(&self.0.making, request, life, size, slot, events)?;
+        let (live, ended) = live::start(&self.0.making, request, life, created, slot, events)?;
         state.live.insert(session, live);
         self.count(&state);
         Ok(ended)

@@ -1,6 +1,7 @@
 //! What the stack consists of, and the one table of configuration keys that it sets.
 
 use std::ffi::OsString;
+use std::fs;
 use std::path::PathBuf;
 
 use super::process::{Phase, Spec};
@@ -47,6 +48,14 @@ impl Stack {
     /// Dumps of the flight recorders.
     pub fn flight_dir(&self) -> PathBuf {
         self.run_dir.join("flight")
+    }
+
+    /// Once it has stopped, and nobody will come back to its ports: the broker's streams go, dumps stay.
+    pub fn forget(&self) {
+        let _ = fs::remove_dir_all(self.run_dir.join("jetstream"));
+        // Neither folder goes while something is in it.
+        let _ = fs::remove_dir(self.flight_dir());
+        let _ = fs::remove_dir(&self.run_dir);
     }
 
     /// What this stack's own broker calls itself.
@@ -148,6 +157,7 @@ impl Threads {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::path::PathBuf;
 
     use super::{Stack, Threads, key};
@@ -188,6 +198,22 @@ mod tests {
             assert_ne!(value(key::HTTP_PORT).unwrap(), "0", "{}", spec.name);
             let user = value(key::NATS_USER).unwrap();
             assert!(value(key::NATS_PASSWORD_FILE).unwrap().ends_with(&format!("{user}.password")));
+        }
+    }
+
+    #[test]
+    fn of_a_stack_that_nobody_comes_back_to_only_dumps_stay() {
+        for (dump, stays) in [(None, false), (Some("leader.json"), true)] {
+            let dir = tempfile::tempdir().unwrap();
+            let stack = Stack { run_dir: dir.path().join("40171"), ..stack(2) };
+            fs::create_dir_all(stack.run_dir.join("jetstream/$G/streams")).unwrap();
+            fs::create_dir(stack.flight_dir()).unwrap();
+            let dump = dump.map(|name| stack.flight_dir().join(name));
+            dump.iter().for_each(|dump| fs::write(dump, "{}").unwrap());
+            stack.forget();
+            assert!(!stack.run_dir.join("jetstream").exists());
+            assert_eq!(stack.run_dir.exists(), stays);
+            assert!(dump.is_none_or(|dump| dump.exists()));
         }
     }
 

@@ -82,7 +82,7 @@ async fn control(
             Control::Bitrate { kbps } => live.output.bitrate(kbps.clamp(min, max)),
             Control::Viewer => {
                 live.mailbox.viewer(received);
-                let (incarnation, state) = (live.incarnation, live.shown.report().state);
+                let (incarnation, state) = (live.created.incarnation, live.shown.report().state);
                 return Answer::Now(ControlReply::Watching { incarnation, state });
             }
             Control::Frame { quality } => return Answer::Picture(live.output.latest(), quality),

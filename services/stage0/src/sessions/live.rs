@@ -6,10 +6,9 @@ use std::time::{Duration, Instant};
 use bus::{Bus, Endpoint};
 use contract::error::{Error, Reason};
 use contract::event::SessionEvent;
-use contract::ids::{Digest, Incarnation, SessionSlot};
+use contract::ids::SessionSlot;
 use contract::media::MediaPart;
-use contract::model::Size;
-use contract::session::CreateSession;
+use contract::session::{CreateSession, SessionCreated};
 use contract::subjects;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
@@ -27,9 +26,8 @@ use crate::output::{MediaSink, Output, OutputControl};
 use crate::session::{self, Parts, Shown};
 
 pub(super) struct Live {
-    pub(super) incarnation: Incarnation,
-    /// Digest of the session's resume token.
-    pub(super) resume: Digest,
+    pub(super) asked: CreateSession,
+    pub(super) created: SessionCreated,
     pub(super) slot: SessionSlot,
     pub(super) mailbox: Arc<Mailbox>,
     pub(super) output: OutputControl,
@@ -38,18 +36,27 @@ pub(super) struct Live {
     pub(super) endpoints: Vec<Endpoint>,
 }
 
+impl Live {
+    /// The answer to the request that made this session, if it is this one and the session is not about to end.
+    pub(super) fn made_by(&self, request: &CreateSession) -> Option<SessionCreated> {
+        let goes_on = self.mailbox.check(Instant::now()).is_ok();
+        (goes_on && self.asked == *request).then(|| self.created.clone())
+    }
+}
+
 /// Starts the threads of a session. The receiver resolves when the session is over.
 pub(super) fn start(
     making: &Making,
     request: CreateSession,
     life: Life,
-    size: Size,
+    created: SessionCreated,
     slot: SessionSlot,
     events: mpsc::Sender<SessionEvent>,
 ) -> Result<(Live, oneshot::Receiver<()>), Error> {
     let update = request.update.max(life.update());
-    let Life { incarnation, past, tenure } = life;
-    let stream = Stream { session: request.session, incarnation, codec: request.codec, size };
+    let Life { past, tenure, .. } = life;
+    let SessionCreated { session, incarnation, size } = created;
+    let stream = Stream { session, incarnation, codec: request.codec, size };
     let events = Events::new(events, stream.session, stream.incarnation);
     let shown = Shown::new(stream.session, stream.incarnation);
     let kbps = request.bitrate_kbps.clamp(making.config.min_bitrate_kbps, making.config.max_bitrate_kbps);
@@ -65,7 +72,7 @@ pub(super) fn start(
     })?;
     let output = Output::start(encoder, stream, frames, events.clone(), shown.clone(), sink)?;
     let patience = making.config.patience();
-    let mailbox = Arc::new(Mailbox::new(request.parameters, update, patience, Instant::now()));
+    let mailbox = Arc::new(Mailbox::new(request.parameters.clone(), update, patience, Instant::now()));
     let keeper = tenure.map_or_else(Keeper::without_place, |tenure| {
         let mailbox = Arc::clone(&mailbox);
         Keeper::start(making.control.clone(), tenure, move |error| {
@@ -74,8 +81,8 @@ pub(super) fn start(
         })
     });
     let live = Live {
-        incarnation,
-        resume: request.resume,
+        asked: request,
+        created,
         slot,
         mailbox: Arc::clone(&mailbox),
         output: output.control(),

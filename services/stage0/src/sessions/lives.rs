@@ -50,10 +50,10 @@ impl Sessions {
     /// Ends a life of the session that runs here, without a word: the next one does the talking.
     ///
     /// # Errors
-    /// `session_exists` for a life that is not later, such as a request that was sent twice; `bad_token`.
+    /// `session_exists` for a life that is not later; `bad_token`.
     pub(super) async fn supersede(&self, request: &CreateSession) -> Result<(), Error> {
         let session = request.session;
-        let running = self.with(session, |live| (live.incarnation, live.resume.clone()));
+        let running = self.with(session, |live| (live.created.incarnation, live.asked.resume.clone()));
         let Ok((incarnation, resume)) = running else { return Ok(()) };
         if request.incarnation <= incarnation {
             let text = format!("session {session} is running here as incarnation {incarnation}");
