@@ -17,3 +17,9 @@ pub enum CollectiveError {
     #[error("{0}")]
     Io(String),
 }
+
+impl From<device::DriverFailure> for CollectiveError {
+    fn from(failure: device::DriverFailure) -> Self {
+        Self::Io(failure.to_string())
+    }
+}

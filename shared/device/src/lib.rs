@@ -3,6 +3,7 @@
 //! Nothing here is linked against CUDA. Asked for a GPU, a process opens the CUDA half of its libtorch at run time, which
 //! has to happen before its first tensor: libtorch looks for it once.
 
+mod context;
 mod kind;
 mod libraries;
 
@@ -10,6 +11,7 @@ use std::path::Path;
 
 use tch::Device;
 
+pub use context::{Context, DriverFailure};
 pub use kind::DeviceKind;
 
 /// Why the device that was asked for cannot be had.

@@ -3,20 +3,20 @@
 
 use std::ptr;
 
-use cudarc::driver::result::{DriverError, ctx, device, event, init, primary_ctx};
-use cudarc::driver::sys::{CUcontext, CUdevice, CUevent, CUevent_flags_enum, CUresult};
+use cudarc::driver::result::{DriverError, event};
+use cudarc::driver::sys::{CUevent, CUevent_flags_enum, CUresult};
+use device::{Context, DriverFailure};
 
 use crate::CollectiveError;
 
-/// The context that torch uses on one device, with one mark in its current stream.
+/// A device with one mark in its current stream.
 #[derive(Debug)]
 pub(super) struct Gpu {
-    device: CUdevice,
-    context: CUcontext,
+    context: Context,
     mark: CUevent,
 }
 
-// SAFETY: contexts and events of the driver may be used from any thread.
+// SAFETY: events of the driver may be used from any thread.
 unsafe impl Send for Gpu {}
 // SAFETY: the driver locks what it has to.
 unsafe impl Sync for Gpu {}
@@ -24,29 +24,22 @@ unsafe impl Sync for Gpu {}
 impl Gpu {
     /// Makes the device the current one of this thread.
     pub(super) fn of(index: usize) -> Result<Self, CollectiveError> {
-        init().map_err(|e| failure("cuInit", &e))?;
-        let device = i32::try_from(index).unwrap_or(i32::MAX);
-        let device = device::get(device).map_err(|e| failure("cuDeviceGet", &e))?;
-        // SAFETY: the device is one that the driver gave.
-        let context = unsafe { primary_ctx::retain(device) };
-        let context = context.map_err(|e| failure("cuDevicePrimaryCtxRetain", &e))?;
-        let mut gpu = Self { device, context, mark: ptr::null_mut() };
-        gpu.enter()?;
-        gpu.mark = event::create(CUevent_flags_enum::CU_EVENT_DISABLE_TIMING)
-            .map_err(|e| failure("cuEventCreate", &e))?;
-        Ok(gpu)
+        let context = Context::of(index)?;
+        let mark = event::create(CUevent_flags_enum::CU_EVENT_DISABLE_TIMING)
+            .map_err(DriverFailure::of("cuEventCreate"))?;
+        Ok(Self { context, mark })
     }
 
     /// Makes the device the current one of this thread.
     pub(super) fn enter(&self) -> Result<(), CollectiveError> {
-        // SAFETY: the context is retained.
-        unsafe { ctx::set_current(self.context) }.map_err(|e| failure("cuCtxSetCurrent", &e))
+        Ok(self.context.enter()?)
     }
 
     /// Sets the mark behind everything that has been given to the stream so far.
     pub(super) fn mark(&self) -> Result<(), CollectiveError> {
         // SAFETY: the event lives; the null stream is torch's current one.
-        unsafe { event::record(self.mark, ptr::null_mut()) }.map_err(|e| failure("cuEventRecord", &e))
+        let recorded = unsafe { event::record(self.mark, ptr::null_mut()) };
+        Ok(recorded.map_err(DriverFailure::of("cuEventRecord"))?)
     }
 
     /// Whether the stream has passed the mark.
@@ -55,22 +48,14 @@ impl Gpu {
         match unsafe { event::query(self.mark) } {
             Ok(()) => Ok(true),
             Err(DriverError(CUresult::CUDA_ERROR_NOT_READY)) => Ok(false),
-            Err(error) => Err(failure("cuEventQuery", &error)),
+            Err(error) => Err(DriverFailure::of("cuEventQuery")(error).into()),
         }
     }
 }
 
 impl Drop for Gpu {
     fn drop(&mut self) {
-        if !self.mark.is_null() {
-            // SAFETY: nobody uses it any more; a mark that was not passed yet is freed once it is.
-            let _ = unsafe { event::destroy(self.mark) };
-        }
-        // SAFETY: retained once, here. torch holds the context too.
-        let _ = unsafe { primary_ctx::release(self.device) };
+        // SAFETY: nobody uses it any more; a mark that was not passed yet is freed once it is.
+        let _ = unsafe { event::destroy(self.mark) };
     }
-}
-
-fn failure(what: &str, error: &DriverError) -> CollectiveError {
-    CollectiveError::Io(format!("cuda: {what}: {error:?}"))
 }
