@@ -23,8 +23,9 @@ pub struct Options {
 const PROGRAMS: [&str; 6] = ["gateway", "stage0", "mesh-leader", "tp-worker", "kinemesh-bench", "xtask"];
 const PACKAGES: [&str; 6] = ["gateway", "stage0", "mesh-leader", "tp-worker", "system-tests", "xtask"];
 /// Of these packages, the tests that can run on a device.
-const TESTED: [&str; 2] = ["kinemesh-wan", "kinemesh-collectives"];
-const TESTS: [&str; 9] = [
+const TESTED: [&str; 3] = ["kinemesh-wan", "kinemesh-collectives", "kinemesh-latents"];
+const TESTS: [&str; 10] = [
+    "cuda_ipc",
     "golden_blend",
     "golden_dit",
     "golden_dit_generator",

@@ -26,7 +26,8 @@ impl ServiceConfig for LeaderSettings {
         let at = |key: &'static str| move |e: Error| provenance.refuse(key, e.message);
         let model = self.model.config().map_err(at("model.name"))?;
         self.model.weights().map_err(at("model.weights"))?;
-        self.device.resolve().map_err(at("device.kind"))?;
+        let chosen = self.device.resolve().map_err(at("device.kind"))?;
+        latents::check(self.mesh.link, chosen.device).map_err(at("mesh.link"))?;
         let world_size = self.mesh.world_size().map_err(at("mesh.world_size"))?;
         check_world_size(&model, world_size).map_err(at("mesh.world_size"))?;
         self.mesh.plan().map_err(at("mesh.tp_plan"))?;

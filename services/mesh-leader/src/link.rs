@@ -3,14 +3,13 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use contract::envelope::{Infer, Lease};
-use contract::link::LinkDescriptor;
+use contract::link::{LinkDescriptor, LinkKind};
 use contract::model::ModelInfo;
 use contract::tensor::{TensorKey, TensorSpec};
 use contract::{CellId, Error, Reason};
 use engine::CallTensors;
-use latents::LatentLink;
-use latents::shm::ShmLink;
-use tch::Tensor;
+use latents::{LatentLink, Rings};
+use tch::{Device, Tensor};
 
 /// Tensors of a call, for the call that runs, one in quarantine and the next.
 const SLOTS_IN: u32 = 9;
@@ -18,6 +17,8 @@ const SLOTS_IN: u32 = 9;
 const SLOTS_OUT: u32 = 4;
 
 pub(crate) struct LinkDesk {
+    kind: LinkKind,
+    device: Device,
     prefix: String,
     slot_bytes: u64,
     held: Mutex<Option<Held>>,
@@ -25,18 +26,21 @@ pub(crate) struct LinkDesk {
 
 struct Held {
     lease: Lease,
-    link: ShmLink,
+    link: Box<dyn LatentLink>,
     /// The last result; its slot is taken back if nobody ever reads it.
     delivered: Option<TensorSpec>,
 }
 
 impl LinkDesk {
-    pub(crate) fn new(cell: &CellId, model: &ModelInfo) -> Self {
+    /// `device`: the one that the leader computes on.
+    pub(crate) fn new(kind: LinkKind, device: Device, cell: &CellId, model: &ModelInfo) -> Self {
         let frames = model.frames_per_chunk.max(model.context_frames);
         let numel = |shape: &[i64]| shape.iter().product::<i64>().unsigned_abs();
         let latents = model.sizes.iter().map(|size| numel(&model.latent_shape(*size, frames))).max();
         let largest = latents.unwrap_or_default().max(numel(&model.conditioning_shape()));
         Self {
+            kind,
+            device,
             prefix: format!("kinemesh-{cell}"),
             slot_bytes: largest * model.dtype.bytes() as u64,
             held: Mutex::default(),
@@ -46,7 +50,7 @@ impl LinkDesk {
     /// New memory for a new lease; that of the old one is gone.
     ///
     /// # Errors
-    /// `fenced` for an older lease, and what [`ShmLink::create`] says.
+    /// `fenced` for an older lease, and what [`latents::create`] says.
     pub(crate) fn open(&self, lease: Lease) -> Result<LinkDescriptor, Error> {
         let mut held = self.lock();
         // Two may be opened at a time; the newer one stays.
@@ -55,8 +59,14 @@ impl LinkDesk {
             return Err(Error::new(Reason::Fenced, text));
         }
         *held = None;
-        let (link, descriptor) =
-            ShmLink::create(&self.prefix, SLOTS_IN, SLOTS_OUT, self.slot_bytes, lease.epoch.0)?;
+        let rings = Rings {
+            prefix: &self.prefix,
+            slots_in: SLOTS_IN,
+            slots_out: SLOTS_OUT,
+            slot_bytes: self.slot_bytes,
+            link_epoch: lease.epoch.0,
+        };
+        let (link, descriptor) = latents::create(self.kind, self.device, &rings)?;
         *held = Some(Held { lease, link, delivered: None });
         Ok(descriptor)
     }

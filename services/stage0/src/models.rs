@@ -6,6 +6,7 @@ use contract::Error;
 use contract::model::ModelInfo;
 use engine::settings::{DeviceSection, ModelSection};
 use runtime::ConfigError;
+use tch::Device;
 use tracing::info;
 use wan::text::{TextEncoder, TokenizerSource};
 use wan::vae::Vae;
@@ -13,9 +14,16 @@ use wan::weights::{Component, Weights};
 
 use crate::studio::Studio;
 
+pub(crate) struct Loaded {
+    pub model: ModelInfo,
+    pub studio: Studio,
+    /// Where its tensors are.
+    pub device: Device,
+}
+
 /// # Errors
 /// The key that names something that cannot be had, and why.
-pub(crate) fn load(model: &ModelSection, device: &DeviceSection) -> Result<(ModelInfo, Studio), ConfigError> {
+pub(crate) fn load(model: &ModelSection, device: &DeviceSection) -> Result<Loaded, ConfigError> {
     let at = |key: &'static str| move |e: Error| ConfigError::new(key, e.message);
     let refused = |e: &dyn std::fmt::Display| ConfigError::new("model.weights", e.to_string());
     let config = model.config().map_err(at("model.name"))?;
@@ -30,8 +38,8 @@ pub(crate) fn load(model: &ModelSection, device: &DeviceSection) -> Result<(Mode
     let vae = Vae::load(&config.vae, source.as_ref(), device, kind).map_err(|e| refused(&e))?;
     // The generator is not loaded here, but its identity must be the mesh's.
     let fingerprint = engine::fingerprint(&config, &weights).map_err(at("model.weights"))?;
-    let info = engine::model_info(&config, &fingerprint).map_err(at("model.name"))?;
-    Ok((info, Studio::new(encoder, vae)))
+    let model = engine::model_info(&config, &fingerprint).map_err(at("model.name"))?;
+    Ok(Loaded { model, studio: Studio::new(encoder, vae), device })
 }
 
 fn tokenizer(weights: &Weights) -> TokenizerSource {

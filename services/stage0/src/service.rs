@@ -16,10 +16,11 @@ use crate::call_budget::CallBudget;
 use crate::cell::Cell;
 use crate::config::Config;
 use crate::heartbeat::Heartbeat;
+use crate::models::{self, Loaded};
 use crate::ops::Operations;
 use crate::sessions::{Making, Sessions};
 use crate::status::Portrait;
-use crate::{events, mesh_client, models};
+use crate::{events, mesh_client};
 
 /// Sessions that may be created at a time.
 const CREATING: usize = 4;
@@ -63,7 +64,7 @@ async fn serve(context: &Context<Config>) -> Result<Option<Running>, Outcome> {
     readiness.set_waiting("loading");
     let (model, device) = (config.model.clone(), config.device.clone());
     let loading = tokio::task::spawn_blocking(move || models::load(&model, &device));
-    let (model, studio) = loading.await.map_err(Outcome::failed)?.map_err(Outcome::from)?;
+    let Loaded { model, studio, device } = loading.await.map_err(Outcome::failed)?.map_err(Outcome::from)?;
     info!(model = model.name, fingerprint = model.fingerprint, "model loaded");
 
     readiness.set_waiting("broker");
@@ -77,6 +78,7 @@ async fn serve(context: &Context<Config>) -> Result<Option<Running>, Outcome> {
         cell_id: cell_id.clone(),
         instance,
         model: model.clone(),
+        device,
         budget: CallBudget::new(config.stage0.call_bounds()),
         sessions: config.stage0.max_sessions,
         recorder: recorder.clone(),

@@ -13,6 +13,18 @@ pub enum LinkKind {
     Nccl,
 }
 
+impl LinkKind {
+    /// As in messages and configuration.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Shm => "shm",
+            Self::CudaIpc => "cuda-ipc",
+            Self::Nccl => "nccl",
+        }
+    }
+}
+
 /// A ring of slots for each direction. `in` is written by the controller, `out` by the leader.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LinkDescriptor {

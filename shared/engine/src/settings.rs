@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use contract::link::LinkKind;
 use contract::model::{ModelInfo, TpPlan};
 use contract::tensor::Dtype;
 use contract::tp::{ChosenPlan, Parity};
@@ -89,6 +90,8 @@ pub struct MeshSection {
     /// Compared at join only where both sides set it.
     pub tp_plan: Option<TpPlan>,
     pub session_slots: u32,
+    /// Of the leader and stage0.
+    pub link: LinkKind,
     /// Conditioning embeddings that every rank keeps.
     pub conditionings: u32,
     /// `host:port` of the leader's liveness socket; workers are told the address that is bound.
@@ -108,6 +111,7 @@ impl Default for MeshSection {
             world_size: 1,
             tp_plan: None,
             session_slots: 2,
+            link: LinkKind::Shm,
             conditionings: 16,
             liveness_bind: "127.0.0.1:0".to_owned(),
             beat_silence_ms: 800,
@@ -134,6 +138,10 @@ pub const DOCS: &[(&str, &str)] = &[
     ("mesh.world_size", "ranks of the mesh; read by the leader"),
     ("mesh.tp_plan", "v1_generator_only or v0_full_pipeline; compared at join only where both sides set it"),
     ("mesh.session_slots", "KV slots for sessions, the same on all ranks"),
+    (
+        "mesh.link",
+        "how latents get to stage0 and back: shm, or cuda-ipc where both have GPUs; read by the leader",
+    ),
     ("mesh.conditionings", "conditioning embeddings that every rank keeps, the same on all ranks"),
     ("mesh.liveness_bind", "address of the leader's liveness socket"),
     ("mesh.beat_silence_ms", "a worker that is silent for this long has stopped"),

@@ -2,15 +2,23 @@
 //!
 //! A link has two rings of slots: stage0 writes `in` and the leader reads it, the leader writes `out` and stage0 reads
 //! it. Each side has one end. A tensor is written into a free slot, named in a message by its [`TensorSpec`], read out
-//! by the other end and given back. [`shm`] does this in shared memory of one host.
+//! by the other end and given back. [`shm`] does this in shared memory of one host, [`cuda_ipc`] in memory of a GPU.
 
+mod contents;
+pub mod cuda_ipc;
+mod device_memory;
+mod ring;
 pub mod shm;
 mod tensor;
 
-use contract::link::LinkDescriptor;
+use contract::link::{LinkDescriptor, LinkKind};
 use contract::tensor::{TensorKey, TensorSpec};
-use contract::{Error, Generation, LinkSlot};
-use tch::Tensor;
+use contract::{Error, Generation, LinkSlot, Reason};
+use tch::{Device, Tensor};
+
+pub use self::ring::RingLink;
+
+const NAME: &str = "link";
 
 /// One end of a link. Nothing here waits: what cannot be done now is an error now.
 ///
@@ -56,10 +64,75 @@ pub trait LatentLink: Send {
     fn free_slots(&self) -> usize;
 }
 
-/// Opens the end of stage0 on the link that HELLO's reply describes.
+/// What a leader makes a link of.
+#[derive(Clone, Copy, Debug)]
+pub struct Rings<'a> {
+    /// Starts the name of what is shared: a-z, 0-9 and '-'.
+    pub prefix: &'a str,
+    pub slots_in: u32,
+    pub slots_out: u32,
+    /// Bytes that a slot holds.
+    pub slot_bytes: u64,
+    pub link_epoch: u64,
+}
+
+/// The leader's end of a new link, and what HELLO's reply says of it. `device` is the one that the leader computes on.
 ///
 /// # Errors
-/// `unsupported_parameter` for a kind of link this build does not have; what the transport's own `open` says.
-pub fn open(descriptor: &LinkDescriptor) -> Result<Box<dyn LatentLink>, Error> {
-    Ok(Box::new(shm::ShmLink::open(descriptor)?))
+/// `unsupported_parameter` for a kind that this build does not have or that does not go with the device; what the transport's
+/// own `create` says.
+pub fn create(
+    kind: LinkKind,
+    device: Device,
+    rings: &Rings,
+) -> Result<(Box<dyn LatentLink>, LinkDescriptor), Error> {
+    // A leader that was killed before it handed its link over left it behind.
+    let _ = remove_stale(rings.prefix);
+    let (link, descriptor) = match (kind, device) {
+        (LinkKind::Shm, _) => shm::create(rings)?,
+        (LinkKind::CudaIpc, Device::Cuda(index)) => cuda_ipc::create(index, rings)?,
+        _ => return Err(unsupported(kind, device)),
+    };
+    Ok((Box::new(link), descriptor))
+}
+
+/// Opens the end of stage0, which computes on `device`, on the link that HELLO's reply describes.
+///
+/// # Errors
+/// As [`create`]; what the transport's own `open` says.
+pub fn open(descriptor: &LinkDescriptor, device: Device) -> Result<Box<dyn LatentLink>, Error> {
+    Ok(Box::new(match (descriptor.kind, device) {
+        (LinkKind::Shm, _) => shm::open(descriptor)?,
+        (LinkKind::CudaIpc, Device::Cuda(index)) => cuda_ipc::open(index, descriptor)?,
+        (kind, _) => return Err(unsupported(kind, device)),
+    }))
+}
+
+/// Whether a process that computes on `device` can have a link of this kind.
+///
+/// # Errors
+/// `unsupported_parameter`, saying what it can have.
+pub fn check(kind: LinkKind, device: Device) -> Result<(), Error> {
+    match (kind, device) {
+        (LinkKind::Shm, _) | (LinkKind::CudaIpc, Device::Cuda(_)) => Ok(()),
+        _ => Err(unsupported(kind, device)),
+    }
+}
+
+fn unsupported(kind: LinkKind, device: Device) -> Error {
+    let (kind, family) = (kind.as_str(), device::family(device));
+    let allowed = if device.is_cuda() { "shm or cuda-ipc" } else { "shm" };
+    let text = format!("link kind {kind}: a process that computes on {family} has {allowed}");
+    Error::new(Reason::UnsupportedParameter, text)
+}
+
+/// Takes away what a killed leader left under `prefix` and never handed over. A living leader's links stay. Returns
+/// how many there were.
+///
+/// # Errors
+/// `internal` when the names cannot be listed.
+pub fn remove_stale(prefix: &str) -> Result<usize, Error> {
+    segment::remove_orphans(&format!("{prefix}-{NAME}")).map_err(|error| {
+        Error::new(Reason::Internal, "stale links cannot be listed").detail(error.to_string())
+    })
 }

@@ -32,18 +32,19 @@ pub(crate) fn bytes_of(shape: &[i64], dtype: Dtype) -> Result<u64, Error> {
     numel.and_then(|numel| numel.checked_mul(dtype.bytes() as u64)).ok_or_else(bad)
 }
 
-/// `tensor` itself where it already is dense and on the CPU, else a copy that is. From a GPU this waits for the
-/// stream that computes it.
-pub(crate) fn dense(tensor: &Tensor) -> Result<Tensor, Error> {
+/// `tensor` itself where it already is dense and on the device it has to be on, else a copy that is. From a GPU to the CPU
+/// this waits for the stream that computes it.
+pub(crate) fn dense(tensor: &Tensor, device: impl Fn(&Tensor) -> Device) -> Result<Tensor, Error> {
     if !tensor.defined() {
         return Err(Error::new(Reason::BadShape, "the tensor is not defined"));
     }
-    tensor.f_to_device(Device::Cpu).and_then(|tensor| tensor.f_contiguous()).map_err(|error| torch(&error))
+    let placed = tensor.f_to_device(device(tensor)).and_then(|tensor| tensor.f_contiguous());
+    placed.map_err(|error| torch(&error))
 }
 
-/// A tensor on the CPU with memory of its own, not yet written.
-pub(crate) fn empty(shape: &[i64], dtype: Dtype) -> Result<Tensor, Error> {
-    Tensor::f_empty(shape, (kind_of(dtype), Device::Cpu)).map_err(|error| torch(&error))
+/// A tensor with memory of its own, not yet written.
+pub(crate) fn empty(shape: &[i64], dtype: Dtype, device: Device) -> Result<Tensor, Error> {
+    Tensor::f_empty(shape, (kind_of(dtype), device)).map_err(|error| torch(&error))
 }
 
 fn torch(error: &TchError) -> Error {

@@ -10,7 +10,7 @@ use std::ptr::{NonNull, null_mut};
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use rustix::fd::OwnedFd;
-use rustix::fs::{FallocateFlags, FlockOperation, Mode, fallocate, flock, fstat, ftruncate};
+use rustix::fs::{FallocateFlags, FlockOperation, Mode, fallocate, fcntl_lock, flock, fstat, ftruncate};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use rustix::shm;
@@ -29,8 +29,10 @@ pub struct Segment {
     base: NonNull<u8>,
     len: usize,
     name: String,
-    /// The creator's: its shared lock tells [`remove_orphans`] that somebody still answers for the name.
-    creator: Option<OwnedFd>,
+    /// Holds a lock for as long as this process lives. The creator's tells [`remove_orphans`] that somebody still answers
+    /// for the name; another process's, of another kind, tells the creator that the segment is in use.
+    lock: OwnedFd,
+    creator: bool,
 }
 
 // SAFETY: the mapping is valid in every thread until drop; what is in it is reached through atomics, or through spans
@@ -64,7 +66,7 @@ impl Segment {
                 .and_then(|()| fallocate(&fd, FallocateFlags::empty(), 0, size))
                 .and_then(|()| map(&fd, len))
                 .map_err(|error| unlink_after(&name, error))?;
-            return Ok(Self { base, len, name, creator: Some(fd) });
+            return Ok(Self { base, len, name, lock: fd, creator: true });
         }
         Err(io::Error::new(
             io::ErrorKind::ResourceBusy,
@@ -85,7 +87,19 @@ impl Segment {
             let text = format!("segment {name} has {found} bytes: {len} are expected");
             return Err(io::Error::new(io::ErrorKind::InvalidData, text));
         }
-        Ok(Self { base: map(&fd, len)?, len, name: name.to_owned(), creator: None })
+        fcntl_lock(&fd, FlockOperation::NonBlockingLockShared)?;
+        Ok(Self { base: map(&fd, len)?, len, name: name.to_owned(), lock: fd, creator: false })
+    }
+
+    /// Asked by the creator: whether another process has it open. One that was killed has not.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        let alone = fcntl_lock(&self.lock, FlockOperation::NonBlockingLockExclusive).is_ok();
+        if alone {
+            // Only ever taken to see whether it can be.
+            let _ = fcntl_lock(&self.lock, FlockOperation::NonBlockingUnlock);
+        }
+        !alone
     }
 
     /// Without the leading slash.
@@ -145,7 +159,7 @@ impl Segment {
 
 impl Drop for Segment {
     fn drop(&mut self) {
-        if self.creator.is_some() {
+        if self.creator {
             self.unlink();
         }
         // SAFETY: base and len are the mapping made in `map`; no reference outlives `self`.

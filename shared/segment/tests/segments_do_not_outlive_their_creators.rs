@@ -1,6 +1,7 @@
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::atomic::Ordering;
 use std::{env, fs, io, process};
 
@@ -62,4 +63,30 @@ fn a_sweep_takes_what_a_killed_creator_left_and_nothing_that_lives() {
     assert_eq!(remove_orphans(&prefix).unwrap(), 1);
     assert_eq!(remove_orphans(&prefix).unwrap(), 0);
     assert!(file(alive.name()).exists());
+}
+
+#[test]
+fn a_creator_knows_whether_another_process_has_it_open() {
+    if let Ok(name) = env::var(CHILD) {
+        let _open = Segment::open(&name, 4096).unwrap();
+        println!("\nopen");
+        // Until it is killed: nobody writes to its standard input.
+        let _ = io::stdin().read_line(&mut String::new());
+        return;
+    }
+    let segment = Segment::create(&prefix("shared"), 4096).unwrap();
+    assert!(!segment.is_shared());
+    let mut child = Command::new(env::current_exe().unwrap())
+        .args(["--exact", "a_creator_knows_whether_another_process_has_it_open", "--nocapture"])
+        .env(CHILD, segment.name())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap() == "open"));
+    assert!(segment.is_shared() && segment.is_shared());
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!segment.is_shared());
 }

@@ -153,3 +153,18 @@ async fn a_world_size_that_does_not_divide_the_heads_is_refused_at_start() {
     assert_eq!(status.code(), Some(2));
     assert!(stderr.contains("mesh.world_size") && stderr.contains("1, 2, 4 are allowed"), "{stderr}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kind_of_link_that_cannot_be_had_is_refused_at_start() {
+    let broker = Broker::start();
+    for (kind, text) in [
+        ("cuda-ipc", "mesh.link: link kind cuda-ipc: a process that computes on cpu has shm"),
+        ("nccl", "mesh.link: link kind nccl: a process that computes on cpu has shm"),
+        ("tcp", "mesh.link"),
+    ] {
+        let leader = spawn("mesh-leader", &broker, &["device.kind=cpu", &format!("mesh.link={kind}")], true);
+        let (status, stderr) = leader.ended(Duration::from_secs(20)).await;
+        assert_eq!(status.code(), Some(2), "{kind}: {stderr}");
+        assert!(stderr.contains(text), "{kind}: {stderr}");
+    }
+}

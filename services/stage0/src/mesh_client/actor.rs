@@ -16,6 +16,7 @@ use latents::LatentLink;
 use mesh::controller::{Action, Controller, Input};
 use mesh::{DigestCache, Ticket, Timing};
 use runtime::{ExitCode, Recorder, Shutdown, metric_names};
+use tch::Device;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
 use tracing::{error, info, warn};
@@ -36,6 +37,8 @@ pub(crate) struct Settings {
     pub cell_id: CellId,
     pub instance: InstanceId,
     pub model: ModelInfo,
+    /// The one that opens a link of device memory.
+    pub device: Device,
     pub budget: CallBudget,
     /// Jobs that may wait: one for each session.
     pub sessions: u32,
@@ -292,7 +295,7 @@ impl Actor {
             return Err(Error::new(Reason::WeightsMismatch, text));
         }
         self.known.clear();
-        self.link = Some(latents::open(&hello.link)?);
+        self.link = Some(latents::open(&hello.link, self.settings.device)?);
         Ok(())
     }
 

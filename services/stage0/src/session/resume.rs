@@ -185,7 +185,7 @@ mod tests {
     use tch::{Device, Kind};
 
     use super::*;
-    use crate::models;
+    use crate::models::{self, Loaded};
 
     struct Fixture {
         stream: Stream,
@@ -201,7 +201,8 @@ mod tests {
 
     /// A session that has made three chunks with settings of its own.
     fn fixture() -> Fixture {
-        let (model, studio) = models::load(&ModelSection::default(), &DeviceSection::default()).unwrap();
+        let Loaded { model, studio, .. } =
+            models::load(&ModelSection::default(), &DeviceSection::default()).unwrap();
         let size = model.default_size().unwrap();
         let (session, incarnation) = (SessionId::random(), Incarnation(1));
         let stream = Stream { session, incarnation, codec: VideoCodec::Vp8, size };

@@ -17,7 +17,7 @@ const MAX_SLOT_BYTES: u64 = 1 << 32;
 
 /// The two ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Side {
+pub(crate) enum Side {
     Stage0,
     Leader,
 }
@@ -31,72 +31,114 @@ impl Side {
     }
 }
 
-/// The segment, by the names of what lies in it:
-///
-/// ```text
-/// page 0     magic, link epoch | opened | closed by stage0 | closed by the leader
-/// headers    two cache lines a slot: word, key, dtype, byte length, dimensions, shape
-/// contents   slot_bytes a slot, each starting on a page
-/// ```
-#[derive(Debug)]
-pub(super) struct Layout {
-    segment: Segment,
+/// The two rings, checked.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shape {
     slots_in: u32,
     slots_out: u32,
     slot_bytes: u64,
-    sizes: Sizes,
 }
 
-/// What the three numbers of a descriptor come to.
-#[derive(Debug)]
-struct Sizes {
-    contents: usize,
-    stride: usize,
-    total: usize,
-}
-
-fn sizes(slots_in: u32, slots_out: u32, slot_bytes: u64) -> Result<Sizes, Error> {
-    let bad = |text: String| Err(Error::new(Reason::BadField, text));
-    for (name, slots) in [("slots_in", slots_in), ("slots_out", slots_out)] {
-        if slots == 0 || slots > MAX_SLOTS {
-            return bad(format!("{name} is {slots}: 1 to {MAX_SLOTS} are allowed"));
+impl Shape {
+    /// # Errors
+    /// `bad_field` for a size that is not allowed.
+    pub(crate) fn new(slots_in: u32, slots_out: u32, slot_bytes: u64) -> Result<Self, Error> {
+        let bad = |text: String| Err(Error::new(Reason::BadField, text));
+        for (name, slots) in [("slots_in", slots_in), ("slots_out", slots_out)] {
+            if slots == 0 || slots > MAX_SLOTS {
+                return bad(format!("{name} is {slots}: 1 to {MAX_SLOTS} are allowed"));
+            }
         }
+        if slot_bytes == 0 || slot_bytes > MAX_SLOT_BYTES {
+            return bad(format!("slot_bytes is {slot_bytes}: 1 to {MAX_SLOT_BYTES} are allowed"));
+        }
+        Ok(Self { slots_in, slots_out, slot_bytes })
     }
-    if slot_bytes == 0 || slot_bytes > MAX_SLOT_BYTES {
-        return bad(format!("slot_bytes is {slot_bytes}: 1 to {MAX_SLOT_BYTES} are allowed"));
+
+    /// # Errors
+    /// As [`Self::new`].
+    pub(crate) fn of(link: &LinkDescriptor) -> Result<Self, Error> {
+        Self::new(link.slots_in, link.slots_out, link.slot_bytes)
     }
-    let slots = (slots_in + slots_out) as usize;
-    let stride = (slot_bytes as usize).next_multiple_of(PAGE);
-    let contents = PAGE + (slots * SLOT_HEADER).next_multiple_of(PAGE);
-    Ok(Sizes { contents, stride, total: contents + slots * stride })
+
+    fn slots(self) -> usize {
+        (self.slots_in + self.slots_out) as usize
+    }
+
+    /// Bytes from one slot's content to the next one's.
+    fn stride(self) -> usize {
+        (self.slot_bytes as usize).next_multiple_of(PAGE)
+    }
+
+    /// Bytes of all contents.
+    pub(crate) fn contents(self) -> usize {
+        self.slots() * self.stride()
+    }
+
+    /// Bytes before the contents.
+    fn headers(self) -> usize {
+        PAGE + (self.slots() * SLOT_HEADER).next_multiple_of(PAGE)
+    }
+
+    fn segment(self, kind: LinkKind) -> usize {
+        self.headers() + if kind == LinkKind::Shm { self.contents() } else { 0 }
+    }
+
+    /// Where a slot's content begins among all contents.
+    ///
+    /// # Panics
+    /// For more than a slot holds: a defect of the caller.
+    pub(crate) fn content(self, number: LinkSlot, len: usize) -> usize {
+        assert!(len as u64 <= self.slot_bytes, "{len} bytes do not fit a slot");
+        number.0 as usize * self.stride()
+    }
+}
+
+/// What a link's memory on a device is found by.
+pub(crate) type Handle = [u8; CACHE_LINE];
+
+/// The segment, by the names of what lies in it:
+///
+/// ```text
+/// page 0     magic, link epoch | opened | closed by stage0 | closed by the leader | handle
+/// headers    two cache lines a slot: word, key, dtype, byte length, dimensions, shape
+/// contents   slot_bytes a slot, each starting on a page; here unless the handle says where else
+/// ```
+#[derive(Debug)]
+pub(crate) struct Layout {
+    segment: Segment,
+    kind: LinkKind,
+    shape: Shape,
 }
 
 impl Layout {
-    pub(super) fn create(
+    pub(crate) fn create(
+        kind: LinkKind,
         name: &str,
-        slots: (u32, u32),
-        slot_bytes: u64,
+        shape: Shape,
+        handle: &Handle,
         link_epoch: u64,
     ) -> Result<Self, Error> {
-        let sizes = sizes(slots.0, slots.1, slot_bytes)?;
-        let total = sizes.total;
+        let total = shape.segment(kind);
         let segment = Segment::create(name, total).map_err(|error| {
             Error::new(Reason::Internal, format!("no link of {total} bytes can be made"))
                 .detail(error.to_string())
         })?;
-        let layout = Self { segment, slots_in: slots.0, slots_out: slots.1, slot_bytes, sizes };
-        for slot in 0..slots.0 + slots.1 {
+        let layout = Self { segment, kind, shape };
+        for slot in 0..shape.slots() as u32 {
             layout.slot(LinkSlot(slot)).format(link_epoch);
         }
+        // SAFETY: a place of its own, which nobody reads before the magic is there.
+        unsafe { handle.as_ptr().copy_to_nonoverlapping(layout.handle_at(), handle.len()) };
         layout.segment.u64_at(8).store(link_epoch, Ordering::Relaxed);
         layout.segment.u64_at(0).store(MAGIC, Ordering::Release);
         Ok(layout)
     }
 
     /// Takes the one place beside the creator, and the name away.
-    pub(super) fn open(link: &LinkDescriptor) -> Result<Self, Error> {
-        if link.kind != LinkKind::Shm {
-            let text = format!("link kind is {:?}: this end opens shm", link.kind);
+    pub(crate) fn open(kind: LinkKind, link: &LinkDescriptor) -> Result<Self, Error> {
+        if link.kind != kind {
+            let text = format!("link kind is {:?}: this end opens {kind:?}", link.kind);
             return Err(Error::new(Reason::UnsupportedParameter, text));
         }
         let gone = |detail: String| {
@@ -106,10 +148,10 @@ impl Layout {
             );
             Error::new(Reason::NotReady, text).detail(detail)
         };
-        let sizes = sizes(link.slots_in, link.slots_out, link.slot_bytes)?;
-        let segment = Segment::open(&link.name, sizes.total).map_err(|error| gone(error.to_string()))?;
-        let LinkDescriptor { slots_in, slots_out, slot_bytes, .. } = *link;
-        let layout = Self { segment, slots_in, slots_out, slot_bytes, sizes };
+        let shape = Shape::of(link)?;
+        let segment =
+            Segment::open(&link.name, shape.segment(kind)).map_err(|error| gone(error.to_string()))?;
+        let layout = Self { segment, kind, shape };
         let magic = layout.segment.u64_at(0).load(Ordering::Acquire);
         let epoch = layout.segment.u64_at(8).load(Ordering::Relaxed);
         if magic != MAGIC || epoch != link.link_epoch {
@@ -122,15 +164,35 @@ impl Layout {
         Ok(layout)
     }
 
-    pub(super) fn descriptor(&self, link_epoch: u64) -> LinkDescriptor {
+    pub(crate) fn descriptor(&self, link_epoch: u64) -> LinkDescriptor {
         LinkDescriptor {
-            kind: LinkKind::Shm,
+            kind: self.kind,
             name: self.segment.name().to_owned(),
-            slots_in: self.slots_in,
-            slots_out: self.slots_out,
-            slot_bytes: self.slot_bytes,
+            slots_in: self.shape.slots_in,
+            slots_out: self.shape.slots_out,
+            slot_bytes: self.shape.slot_bytes,
             link_epoch,
         }
+    }
+
+    fn handle_at(&self) -> *mut u8 {
+        self.segment.span(4 * CACHE_LINE, size_of::<Handle>())
+    }
+
+    pub(crate) fn handle(&self) -> Handle {
+        let mut handle = [0; size_of::<Handle>()];
+        // SAFETY: written once, before the magic that `open` has seen.
+        unsafe { self.handle_at().copy_to_nonoverlapping(handle.as_mut_ptr(), handle.len()) };
+        handle
+    }
+
+    /// Asked by the leader: whether stage0's process has it open.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.segment.is_shared()
+    }
+
+    pub(crate) fn shape(&self) -> Shape {
+        self.shape
     }
 
     /// Set by an end when it goes.
@@ -145,23 +207,22 @@ impl Layout {
     /// The slots that `side` writes.
     pub(super) fn ring(&self, side: Side) -> std::ops::Range<u32> {
         match side {
-            Side::Stage0 => 0..self.slots_in,
-            Side::Leader => self.slots_in..self.slots_in + self.slots_out,
+            Side::Stage0 => 0..self.shape.slots_in,
+            Side::Leader => self.shape.slots_in..self.shape.slots() as u32,
         }
     }
 
     pub(super) fn slot_bytes(&self) -> u64 {
-        self.slot_bytes
+        self.shape.slot_bytes
     }
 
     pub(super) fn slot(&self, number: LinkSlot) -> Slot<'_> {
         Slot { word: self.segment.u64_at(Self::header(number)), number }
     }
 
-    /// `len` bytes of the slot's content, at most `slot_bytes`.
-    pub(super) fn content(&self, number: LinkSlot, len: usize) -> *mut u8 {
-        assert!(len as u64 <= self.slot_bytes, "{len} bytes do not fit a slot");
-        self.segment.span(self.sizes.contents + number.0 as usize * self.sizes.stride, len)
+    /// `len` bytes of a slot's content in the segment.
+    pub(crate) fn content(&self, number: LinkSlot, len: usize) -> *mut u8 {
+        self.segment.span(self.shape.headers() + self.shape.content(number, len), len)
     }
 
     /// Writer, between `begin_write` and `end_write`: what the slot's content is.

@@ -1,27 +1,27 @@
-//! A link in shared memory of one host. The leader creates it at HELLO, stage0 opens it once; from then on it has no
-//! name and is gone with the last of the two. A new lease or mesh epoch gets a new one, so whoever still writes into
-//! an older one writes into memory that nobody reads.
+//! One end of a link whose slots are governed by words in shared memory, wherever their contents lie.
 
 mod layout;
 mod slot;
 
+use std::mem;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use contract::link::LinkDescriptor;
 use contract::tensor::{TensorKey, TensorSpec};
 use contract::{Error, Generation, LinkSlot, Reason};
 use tch::Tensor;
 
-use self::layout::{Layout, Side};
 use self::slot::State;
-use crate::{LatentLink, tensor};
+use crate::contents::Contents;
+use crate::{LatentLink, cuda_ipc, tensor};
 
-const NAME: &str = "link";
+pub(crate) use self::layout::{Handle, Layout, Shape, Side};
 
 /// One end of the link, in one process.
 #[derive(Debug)]
-pub struct ShmLink {
-    layout: Layout,
+pub struct RingLink {
+    contents: Contents,
+    layout: Arc<Layout>,
     side: Side,
     /// Of this end's ring, by position.
     quarantined: Vec<bool>,
@@ -29,37 +29,10 @@ pub struct ShmLink {
     next: usize,
 }
 
-impl ShmLink {
-    /// Leader: memory for `slots_in` + `slots_out` slots of `slot_bytes`, and what HELLO's reply says of it. `prefix`
-    /// (a-z, 0-9, '-') starts its name.
-    ///
-    /// # Errors
-    /// `bad_field` for a size that is not allowed; `internal` when the memory cannot be had.
-    pub fn create(
-        prefix: &str,
-        slots_in: u32,
-        slots_out: u32,
-        slot_bytes: u64,
-        link_epoch: u64,
-    ) -> Result<(Self, LinkDescriptor), Error> {
-        let name = format!("{prefix}-{NAME}");
-        let layout = Layout::create(&name, (slots_in, slots_out), slot_bytes, link_epoch)?;
-        let descriptor = layout.descriptor(link_epoch);
-        Ok((Self::end(layout, Side::Leader), descriptor))
-    }
-
-    /// stage0: maps the link and takes its name away.
-    ///
-    /// # Errors
-    /// `not_ready` when the link is gone or was opened before; `bad_field` or `unsupported_parameter` for a descriptor
-    /// that is not one of shm.
-    pub fn open(descriptor: &LinkDescriptor) -> Result<Self, Error> {
-        Ok(Self::end(Layout::open(descriptor)?, Side::Stage0))
-    }
-
-    fn end(layout: Layout, side: Side) -> Self {
+impl RingLink {
+    pub(crate) fn new(layout: Layout, contents: Contents, side: Side) -> Self {
         let quarantined = vec![false; layout.ring(side).len()];
-        Self { layout, side, quarantined, next: 0 }
+        Self { contents, layout: Arc::new(layout), side, quarantined, next: 0 }
     }
 
     fn own(&self, position: usize) -> LinkSlot {
@@ -109,12 +82,12 @@ impl ShmLink {
     }
 }
 
-impl LatentLink for ShmLink {
+impl LatentLink for RingLink {
     fn write(&mut self, key: TensorKey, tensor: &Tensor) -> Result<TensorSpec, Error> {
         if self.layout.closed(self.side.other()).load(Ordering::Acquire) != 0 {
             return Err(Error::new(Reason::Fenced, "the other end of the link is closed"));
         }
-        let dense = tensor::dense(tensor)?;
+        let dense = tensor::dense(tensor, |tensor| self.contents.source(tensor))?;
         let (shape, dtype) = (dense.size(), tensor::dtype_of(dense.kind())?);
         let byte_len = tensor::bytes_of(&shape, dtype)?;
         let size = self.layout.slot_bytes();
@@ -126,17 +99,17 @@ impl LatentLink for ShmLink {
         let (slot, generation) = self.take()?;
         let spec = TensorSpec { key, dtype, shape, slot, byte_offset: 0, byte_len, generation };
         self.layout.set_label(&spec);
-        let len = byte_len as usize;
-        // SAFETY: `len` bytes of a dense tensor that lives until the end of this call, and of a slot that
-        // `begin_write` made ours alone; memory of torch and of the segment does not overlap.
-        unsafe { dense.data_ptr().cast::<u8>().copy_to_nonoverlapping(self.layout.content(slot, len), len) };
+        if let Err(error) = self.contents.put(&self.layout, slot, &dense, byte_len as usize) {
+            self.layout.slot(slot).release(generation, &[State::Writing])?;
+            return Err(error);
+        }
         self.layout.slot(slot).end_write(generation)?;
         Ok(spec)
     }
 
     fn read(&mut self, spec: &TensorSpec) -> Result<Tensor, Error> {
         let len = self.check(spec)?;
-        let tensor = tensor::empty(&spec.shape, spec.dtype)?;
+        let tensor = tensor::empty(&spec.shape, spec.dtype, self.contents.device())?;
         let slot = self.layout.slot(spec.slot);
         let before = slot.begin_read(spec.generation)?;
         if !self.layout.has_label(spec) {
@@ -149,8 +122,10 @@ impl LatentLink for ShmLink {
             );
             return Err(Error::new(Reason::BadShape, text));
         }
-        // SAFETY: `len` bytes of a new dense tensor, and of a slot that no writer takes before `end_read`; no overlap.
-        unsafe { self.layout.content(spec.slot, len).copy_to_nonoverlapping(tensor.data_ptr().cast(), len) };
+        if let Err(error) = self.contents.get(&self.layout, spec.slot, &tensor, len) {
+            slot.end_read(spec.generation, before)?;
+            return Err(error);
+        }
         slot.end_read(spec.generation, State::Read)?;
         Ok(tensor)
     }
@@ -187,7 +162,7 @@ impl LatentLink for ShmLink {
 
     fn unquarantine_all(&mut self) {
         for position in 0..self.quarantined.len() {
-            if std::mem::take(&mut self.quarantined[position]) {
+            if mem::take(&mut self.quarantined[position]) {
                 let slot = self.layout.slot(self.own(position));
                 // Free already, or in the very act of being read: then there is nothing to take back.
                 let _ = slot.release(slot.now().0, &[State::Posted, State::Read]);
@@ -203,19 +178,12 @@ impl LatentLink for ShmLink {
     }
 }
 
-impl Drop for ShmLink {
+impl Drop for RingLink {
     fn drop(&mut self) {
         self.layout.closed(self.side).store(1, Ordering::Release);
+        let contents = mem::replace(&mut self.contents, Contents::InSegment);
+        if let (Contents::OnDevice(memory), Side::Leader) = (contents, self.side) {
+            cuda_ipc::retire(Arc::clone(&self.layout), memory);
+        }
     }
-}
-
-/// Takes away what a killed leader left under `prefix` and never handed over. A living leader's links stay. Returns
-/// how many there were.
-///
-/// # Errors
-/// `internal` when the names cannot be listed.
-pub fn remove_stale(prefix: &str) -> Result<usize, Error> {
-    segment::remove_orphans(&format!("{prefix}-{NAME}")).map_err(|error| {
-        Error::new(Reason::Internal, "stale links cannot be listed").detail(error.to_string())
-    })
 }

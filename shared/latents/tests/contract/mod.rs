@@ -1,8 +1,10 @@
 //! What every `LatentLink` owes both ends, generic over how a link is made.
 
+pub(crate) mod remote;
+
 use contract::tensor::{Dtype, TensorKey, TensorSpec};
 use contract::{Generation, LinkSlot, Reason};
-use latents::LatentLink;
+use latents::{LatentLink, Rings};
 use tch::{Device, Kind, Tensor};
 
 /// Both ends of one fresh link.
@@ -22,6 +24,27 @@ pub(crate) const KEY: TensorKey = TensorKey::LatentsIn;
 /// A tensor whose every element tells which write it came from.
 pub(crate) fn picture(write: u32, numel: i64) -> Tensor {
     Tensor::full([numel], f64::from(write), (Kind::Float, Device::Cpu))
+}
+
+/// Of names: one for each test that sweeps, so that none sweeps another's.
+pub(crate) fn prefix(test: &str) -> String {
+    format!("kinemesh-test-{test}-{}", std::process::id())
+}
+
+pub(crate) fn rings(
+    prefix: &str,
+    slots_in: u32,
+    slots_out: u32,
+    slot_bytes: u64,
+    link_epoch: u64,
+) -> Rings<'_> {
+    Rings { prefix, slots_in, slots_out, slot_bytes, link_epoch }
+}
+
+/// Wherever the two are.
+pub(crate) fn same(a: &Tensor, b: &Tensor) -> bool {
+    let (a, b) = (a.to_device(Device::Cpu), b.to_device(Device::Cpu));
+    a.kind() == b.kind() && a.size() == b.size() && a.equal(&b)
 }
 
 pub(crate) fn every_promise(make: Make<'_>) {
@@ -48,18 +71,17 @@ fn tensors_come_out_as_they_went_in(make: Make<'_>) {
             let tensor = Tensor::randn(shape, (kind, Device::Cpu));
             let spec = stage0.write(TensorKey::ContextFrames, &tensor).unwrap();
             spec.expect(if kind == Kind::Float { Dtype::F32 } else { Dtype::Bf16 }, shape).unwrap();
-            let out = leader.read(&spec).unwrap();
-            assert!(out.equal(&tensor) && out.kind() == kind && out.size() == shape);
+            assert!(same(&leader.read(&spec).unwrap(), &tensor));
             leader.release(spec.slot, spec.generation).unwrap();
 
             let spec = leader.write(TensorKey::LatentsOut, &tensor).unwrap();
-            assert!(stage0.read(&spec).unwrap().equal(&tensor));
+            assert!(same(&stage0.read(&spec).unwrap(), &tensor));
             stage0.release(spec.slot, spec.generation).unwrap();
         }
     }
     let strided = Tensor::arange(12, (Kind::Float, Device::Cpu)).view([3, 4]).transpose(0, 1);
     let spec = stage0.write(KEY, &strided).unwrap();
-    assert!(leader.read(&spec).unwrap().equal(&strided));
+    assert!(same(&leader.read(&spec).unwrap(), &strided));
     refused(stage0.write(KEY, &Tensor::zeros([4], (Kind::Int64, Device::Cpu))), Reason::BadDtype);
     refused(stage0.write(KEY, &picture(0, 1025)), Reason::PayloadTooLarge);
     refused(stage0.write(KEY, &Tensor::zeros([1; 9], (Kind::Float, Device::Cpu))), Reason::BadShape);
@@ -78,8 +100,8 @@ fn a_full_ring_is_busy_at_once(make: Make<'_>) {
     let third = stage0.write(KEY, &picture(3, 8)).unwrap();
     assert_eq!(third.slot, specs[1].slot);
     assert!(third.generation > specs[1].generation);
-    assert!(leader.read(&specs[0]).unwrap().equal(&picture(1, 8)));
-    assert!(leader.read(&third).unwrap().equal(&picture(3, 8)));
+    assert!(same(&leader.read(&specs[0]).unwrap(), &picture(1, 8)));
+    assert!(same(&leader.read(&third).unwrap(), &picture(3, 8)));
 }
 
 fn a_slot_is_given_back_only_by_its_holder(make: Make<'_>) {
@@ -92,7 +114,7 @@ fn a_slot_is_given_back_only_by_its_holder(make: Make<'_>) {
     let sent = stage0.write(KEY, &picture(2, 8)).unwrap();
     let _ = leader.read(&sent).unwrap();
     refused(stage0.release(sent.slot, sent.generation), Reason::SlotBusy);
-    assert!(leader.read(&sent).unwrap().equal(&picture(2, 8)));
+    assert!(same(&leader.read(&sent).unwrap(), &picture(2, 8)));
     assert!(stage0.holds(sent.slot, sent.generation) && leader.holds(sent.slot, sent.generation));
     leader.release(sent.slot, sent.generation).unwrap();
     assert!(!stage0.holds(sent.slot, sent.generation));
@@ -116,8 +138,8 @@ fn specs_of_the_past_and_of_other_links_are_stale(make: Make<'_>) {
     let other = next_stage0.write(KEY, &picture(3, 8)).unwrap();
     refused(next_leader.read(&new), Reason::StaleSlot);
     refused(leader.read(&other), Reason::StaleSlot);
-    assert!(leader.read(&new).unwrap().equal(&picture(2, 8)));
-    assert!(next_leader.read(&other).unwrap().equal(&picture(3, 8)));
+    assert!(same(&leader.read(&new).unwrap(), &picture(2, 8)));
+    assert!(same(&next_leader.read(&other).unwrap(), &picture(3, 8)));
 }
 
 fn specs_that_lie_are_refused_and_change_nothing(make: Make<'_>) {
@@ -149,7 +171,7 @@ fn a_quarantined_slot_rests_until_it_is_lifted(make: Make<'_>) {
     let timed_out = stage0.write(KEY, &picture(1, 8)).unwrap();
     stage0.quarantine(&[timed_out.slot, LinkSlot(2), LinkSlot(u32::MAX)]);
     // The late reader still gets its picture, and its giving back changes nothing yet.
-    assert!(leader.read(&timed_out).unwrap().equal(&picture(1, 8)));
+    assert!(same(&leader.read(&timed_out).unwrap(), &picture(1, 8)));
     leader.release(timed_out.slot, timed_out.generation).unwrap();
     let next = stage0.write(KEY, &picture(2, 8)).unwrap();
     assert_ne!(next.slot, timed_out.slot);

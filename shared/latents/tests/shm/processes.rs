@@ -7,10 +7,9 @@ use std::{env, io};
 use contract::Reason;
 use contract::tensor::{TensorKey, TensorSpec};
 use latents::LatentLink;
-use latents::shm::{ShmLink, remove_stale};
+use latents::shm;
 
-use crate::contract_of_links::{KEY, picture};
-use crate::prefix;
+use crate::contract_of_links::{KEY, picture, prefix, rings};
 
 const LINK: &str = "LINK_TEST_DESCRIPTOR";
 const ORPHAN: &str = "LINK_TEST_ORPHAN";
@@ -37,7 +36,7 @@ fn next_spec(lines: &mut Lines<BufReader<ChildStdout>>) -> TensorSpec {
 #[test]
 fn stage0() {
     let Ok(descriptor) = env::var(LINK) else { return };
-    let mut link = ShmLink::open(&serde_json::from_str(&descriptor).unwrap()).unwrap();
+    let mut link = shm::open(&serde_json::from_str(&descriptor).unwrap()).unwrap();
     let mut replies = io::stdin().lines();
     for write in 0.. {
         let spec = link.write(KEY, &picture(write, NUMEL)).unwrap();
@@ -51,7 +50,7 @@ fn stage0() {
 
 #[test]
 fn tensors_go_both_ways_between_processes() {
-    let (mut leader, descriptor) = ShmLink::create(&prefix("two"), 2, 2, 4 * NUMEL as u64, 5).unwrap();
+    let (mut leader, descriptor) = shm::create(&rings(&prefix("two"), 2, 2, 4 * NUMEL as u64, 5)).unwrap();
     let mut child = again("processes::stage0", LINK, &serde_json::to_string(&descriptor).unwrap());
     let mut specs = BufReader::new(child.stdout.take().unwrap()).lines();
     let mut replies = child.stdin.take().unwrap();
@@ -72,14 +71,14 @@ fn tensors_go_both_ways_between_processes() {
 
 #[test]
 fn a_killed_stage0_leaves_a_link_that_fails_nobody_and_a_new_one_knows_none_of_its_specs() {
-    let (mut leader, descriptor) = ShmLink::create(&prefix("two"), 2, 2, 4 * NUMEL as u64, 1).unwrap();
+    let (mut leader, descriptor) = shm::create(&rings(&prefix("two"), 2, 2, 4 * NUMEL as u64, 1)).unwrap();
     let mut child = again("processes::stage0", LINK, &serde_json::to_string(&descriptor).unwrap());
     let spec = next_spec(&mut BufReader::new(child.stdout.take().unwrap()).lines());
     child.kill().unwrap();
     child.wait().unwrap();
     assert!(leader.read(&spec).unwrap().equal(&picture(0, NUMEL)));
-    let (mut next, descriptor) = ShmLink::create(&prefix("two"), 2, 2, 4 * NUMEL as u64, 2).unwrap();
-    let _stage0 = ShmLink::open(&descriptor).unwrap();
+    let (mut next, descriptor) = shm::create(&rings(&prefix("two"), 2, 2, 4 * NUMEL as u64, 2)).unwrap();
+    let _stage0 = shm::open(&descriptor).unwrap();
     assert_eq!(next.read(&spec).unwrap_err().reason, Reason::StaleSlot);
 }
 
@@ -87,13 +86,13 @@ fn a_killed_stage0_leaves_a_link_that_fails_nobody_and_a_new_one_knows_none_of_i
 #[test]
 fn what_a_killed_leader_left_is_swept() {
     if let Ok(prefix) = env::var(ORPHAN) {
-        let _left = ShmLink::create(&prefix, 1, 1, 64, 1).unwrap();
+        let _left = shm::create(&rings(&prefix, 1, 1, 64, 1)).unwrap();
         std::process::abort();
     }
     let prefix = prefix("sweep");
-    let (_alive, descriptor) = ShmLink::create(&prefix, 1, 1, 64, 2).unwrap();
+    let (_alive, descriptor) = shm::create(&rings(&prefix, 1, 1, 64, 2)).unwrap();
     let mut child = again("processes::what_a_killed_leader_left_is_swept", ORPHAN, &prefix);
     assert!(!child.wait().unwrap().success());
-    assert_eq!(remove_stale(&prefix).unwrap(), 1);
-    assert!(ShmLink::open(&descriptor).is_ok());
+    assert_eq!(latents::remove_stale(&prefix).unwrap(), 1);
+    assert!(shm::open(&descriptor).is_ok());
 }

@@ -7,7 +7,7 @@ use contract::status::Role;
 use contract::tensor::{TensorKey, TensorSpec};
 use contract::{
     Budget, CONTRACT_VERSION, CacheEpoch, CallId, CellId, ChunkIndex, Deadline, Digest, Error, InstanceId,
-    LeaseEpoch, MeshEpoch, SessionId, SessionSlot, subjects,
+    LeaseEpoch, MeshEpoch, Reason, SessionId, SessionSlot, subjects,
 };
 use latents::LatentLink;
 use tch::{Device, Kind, Tensor};
@@ -58,7 +58,7 @@ impl Controller {
             action: Action::Hello,
         };
         let Reply::Hello(hello) = request(bus, &envelope, 5_000).await? else { panic!("no hello") };
-        let link = latents::open(&hello.link)?;
+        let link = latents::open(&hello.link, Device::Cpu)?;
         let (lease, session) = (hello.lease, SessionId::random());
         Ok(Self { bus: bus.clone(), instance, epoch, lease, hello: *hello, next: 2, link, session })
     }
@@ -188,9 +188,16 @@ impl Controller {
     }
 }
 
+/// Asks until it is heard: a leader that a busy machine kept waiting discards what came meanwhile, and says so.
 pub(crate) async fn request(bus: &Bus, envelope: &EnvelopeV1, budget_ms: u64) -> Result<Reply, Error> {
     let subject = subjects::mesh_call(&CellId::default(), envelope.mesh_epoch);
-    bus.request(&subject, envelope, Deadline::after(Instant::now(), Budget::from_millis(budget_ms))).await
+    let deadline = Deadline::after(Instant::now(), Budget::from_millis(budget_ms));
+    loop {
+        match bus.request(&subject, envelope, deadline).await {
+            Err(error) if error.reason == Reason::BrokerUnavailable => {}
+            answer => return answer,
+        }
+    }
 }
 
 /// Smooth values of about unit size that depend on the place and `seed` alone.
