@@ -1,0 +1,43 @@
+//! Measures the parts by themselves and all of them together: one JSON line with all conditions for each measurement.
+//!
+//! What ran before the measurement (kernels are chosen, windows fill) is excluded, and the line says how much that was.
+//! Times of a part that runs on a GPU are of the device's work, not of its launch.
+
+mod ceiling;
+mod cell;
+
+mod chunk;
+mod generator;
+mod line;
+mod machine;
+mod options;
+mod ranks;
+mod statistics;
+mod work;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(name = "kinemesh-bench", about, version)]
+struct Args {
+    #[command(subcommand)]
+    bench: Bench,
+}
+
+#[derive(Debug, Subcommand)]
+enum Bench {
+    /// Steady chunks of one stream by the generator alone, on one rank or several.
+    Generator(generator::Options),
+    /// Steady chunks of one session through all services and a real broker.
+    Chunk(chunk::Options),
+}
+
+fn main() -> ExitCode {
+    let result = match Args::parse().bench {
+        Bench::Generator(options) => generator::run(&options),
+        Bench::Chunk(options) => chunk::run(&options),
+    };
+    xtask::outcome::exit_code(result)
+}

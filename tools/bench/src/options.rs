@@ -1,0 +1,145 @@
+//! Options that several benchmarks have. What is not allowed is refused with exit code 2, naming value and rule.
+
+use anyhow::Result;
+use clap::builder::PossibleValuesParser;
+use device::DeviceKind;
+use engine::settings::ModelSection;
+use serde_json::{Value, json};
+use tch::{Device, Kind};
+use wan::config::{MODEL_NAMES, ModelConfig};
+use wan::weights::Weights;
+use xtask::outcome::Refused;
+
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct ModelOptions {
+    #[arg(long, default_value = "tiny", value_parser = PossibleValuesParser::new(MODEL_NAMES))]
+    pub(crate) model: String,
+    #[command(flatten)]
+    pub(crate) size: SizeOptions,
+    /// `synthetic:SEED`, or the path of a checkpoint folder.
+    #[arg(long, default_value = "synthetic:42")]
+    weights: String,
+    /// `auto`, `cpu` or `cuda:N`.
+    #[arg(long, default_value = "auto")]
+    pub(crate) device: DeviceKind,
+    /// `bf16` or `f32`; default: bf16 on a GPU, f32 on a CPU.
+    #[arg(long, value_parser = parse_kind)]
+    precision: Option<Kind>,
+}
+
+/// Pixels; default: the model's first size.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(crate) struct SizeOptions {
+    #[arg(long, requires = "width")]
+    height: Option<u32>,
+    #[arg(long, requires = "height")]
+    width: Option<u32>,
+}
+
+/// What is measured.
+#[derive(Clone, Debug)]
+pub(crate) struct Subject {
+    pub(crate) config: ModelConfig,
+    /// Height and width in pixels.
+    pub(crate) size: (u32, u32),
+    pub(crate) weights: Weights,
+    precision: Option<Kind>,
+    weights_name: String,
+}
+
+impl ModelOptions {
+    /// # Errors
+    /// [`Refused`] for what the model cannot be.
+    pub(crate) fn subject(&self) -> Result<Subject> {
+        let section = ModelSection { name: self.model.clone(), weights: self.weights.clone() };
+        let config = section.config().map_err(|e| Refused(e.message))?;
+        let weights = section.weights().map_err(|e| Refused(e.message))?;
+        let size = self.size.of(&config)?;
+        let (precision, weights_name) = (self.precision, self.weights.clone());
+        Ok(Subject { config, size, weights, precision, weights_name })
+    }
+}
+
+impl SizeOptions {
+    /// # Errors
+    /// [`Refused`] for a size that cannot be cut into tokens.
+    pub(crate) fn of(self, config: &ModelConfig) -> Result<(u32, u32)> {
+        let (Some(height), Some(width)) = (self.height, self.width) else { return Ok(config.sizes[0]) };
+        let [_, rows, columns] = config.dit.patch_size;
+        for (option, value, patch) in [("height", height, rows), ("width", width, columns)] {
+            let step = config.vae.spatial_factor() * patch;
+            if value == 0 || i64::from(value) % step != 0 {
+                let text = format!("--{option} {value}: positive multiples of {step} are allowed");
+                return Err(Refused(text).into());
+            }
+        }
+        Ok((height, width))
+    }
+}
+
+impl Subject {
+    /// What the models compute in.
+    pub(crate) fn kind(&self, device: Device) -> Kind {
+        self.precision.unwrap_or(engine::compute_kind(device))
+    }
+
+    /// Shape of the latents of one chunk.
+    pub(crate) fn latents(&self) -> [i64; 5] {
+        let (rows, columns) = self.config.latent_size(self.size.0, self.size.1);
+        [1, self.config.num_frame_per_block, self.config.dit.in_dim, rows, columns]
+    }
+
+    pub(crate) fn conditions(&self, device: Device) -> Value {
+        json!({
+            "model": self.config.name, "weights": self.weights_name, "precision": name(self.kind(device)),
+            "height": self.size.0, "width": self.size.1, "latent_frames": self.config.num_frame_per_block,
+        })
+    }
+}
+
+/// How the generator streams and attends.
+pub(crate) fn generator_conditions(config: &ModelConfig) -> Value {
+    json!({
+        "window_latent_frames": config.local_attn_size, "steps": config.default_steps,
+        "recompute_pass": config.family.recomputes(), "commit_pass": config.family.has_clean_pass(),
+        "attention_backend": engine::ATTENTION_BACKEND,
+    })
+}
+
+/// The device that there is, before the first tensor.
+///
+/// # Errors
+/// [`Refused`] for one that is missing.
+pub(crate) fn resolve(kind: DeviceKind) -> Result<Device> {
+    Ok(device::resolve(kind, None).map_err(|e| Refused(format!("--device: {e}")))?.device)
+}
+
+/// # Errors
+/// [`Refused`] for a world size that does not divide the model.
+pub(crate) fn check_world_size(config: &ModelConfig, world_size: u32) -> Result<()> {
+    let allowed = config.valid_world_sizes();
+    if allowed.contains(&world_size) {
+        return Ok(());
+    }
+    let allowed: Vec<String> = allowed.iter().map(u32::to_string).collect();
+    let text = format!("--world-size {world_size}: {} are allowed for {}", allowed.join(", "), config.name);
+    Err(Refused(text).into())
+}
+
+pub(crate) fn name(kind: Kind) -> &'static str {
+    if kind == Kind::BFloat16 { "bf16" } else { "f32" }
+}
+
+fn parse_kind(text: &str) -> Result<Kind, String> {
+    match text {
+        "bf16" => Ok(Kind::BFloat16),
+        "f32" => Ok(Kind::Float),
+        _ => Err("bf16 or f32 is allowed".to_owned()),
+    }
+}
+
+/// Weight of past frames in self-attention.
+pub(crate) fn parse_bias(text: &str) -> Result<f64, String> {
+    let bias = text.parse().ok().filter(|bias| *bias > 0.0 && *bias <= 1.0);
+    bias.ok_or_else(|| "a number above 0 and up to 1 is allowed".to_owned())
+}
