@@ -15,7 +15,7 @@ use wan::weights::Component;
 use xtask::outcome::Refused;
 
 use crate::ceiling::Ceiling;
-use crate::options::{self, ModelOptions, Subject};
+use crate::options::{self, ModelOptions, PrecisionOption, SizeOptions, Subject, WeightsOption};
 use crate::ranks::{self, GroupOptions, Member};
 use crate::statistics::Summary;
 use crate::work::Work;
@@ -25,6 +25,12 @@ use crate::{line, machine};
 pub(crate) struct Options {
     #[command(flatten)]
     model: ModelOptions,
+    #[command(flatten)]
+    size: SizeOptions,
+    #[command(flatten)]
+    weights: WeightsOption,
+    #[command(flatten)]
+    precision: PrecisionOption,
     /// Ranks, a process each.
     #[arg(long, default_value_t = 1)]
     world_size: u32,
@@ -56,7 +62,7 @@ enum Pass {
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let mut subject = options.model.subject()?;
+    let mut subject = options.model.at(options.size)?;
     options::check_world_size(&subject.config, options.world_size)?;
     let family = &mut subject.config.family;
     *family = match (options.pass, *family) {
@@ -79,8 +85,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
 fn measure(options: &Options, subject: &Subject, member: &Member) -> Result<Value> {
     let (device, config) = (member.device, &subject.config);
-    let (kind, world) = (subject.kind(device), options.world_size);
-    let source = subject.weights.open(Component::Dit, device)?;
+    let (kind, world) = (options.precision.on(device), options.world_size);
+    let source = options.weights.open(Component::Dit, device)?;
     let shard = Shard { rank: member.collective.rank(), world };
     let (load, dit) =
         machine::ms(device, || Ok(CausalDit::load(&config.dit, &*source, shard, device, kind)?))?;
@@ -108,10 +114,11 @@ fn measure(options: &Options, subject: &Subject, member: &Member) -> Result<Valu
     Ok(line::join([
         json!({"bench": "generator"}),
         machine::conditions(device)?,
-        subject.conditions(device),
+        subject.conditions(),
+        options.weights.conditions(kind),
         options::generator_conditions(config),
         json!({
-            "threads": tch::get_num_threads(), "world_size": world, "ranks_share_a_gpu": options.group.share_gpu,
+            "world_size": world, "ranks_share_a_gpu": options.group.share_gpu,
             "bias": options.bias, "chunks": options.chunks, "warm_up_chunks_excluded": options.warm_up,
             "forwards": forwards, "load_s": load / 1e3, "chunk_ms": chunk.json(), "host_phases_ms": phases,
         }),

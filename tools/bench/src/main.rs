@@ -7,12 +7,16 @@ mod ceiling;
 mod cell;
 
 mod chunk;
+mod collective;
 mod generator;
 mod line;
+mod link;
 mod machine;
 mod options;
 mod ranks;
 mod statistics;
+mod text;
+mod vae;
 mod work;
 
 use std::process::ExitCode;
@@ -30,6 +34,14 @@ struct Args {
 enum Bench {
     /// Steady chunks of one stream by the generator alone, on one rank or several.
     Generator(generator::Options),
+    /// Decoding one chunk of a stream; and, in a line of its own, the part of it that the next chunk waits for.
+    Vae(vae::Options),
+    /// Encoding a prompt.
+    Text(text::Options),
+    /// The latents of a chunk through each link there is, both ways, and a small request through a real broker.
+    Link(link::Options),
+    /// Each call that ranks make of one another, at the sizes of a chunk.
+    Collective(collective::Options),
     /// Steady chunks of one session through all services and a real broker.
     Chunk(chunk::Options),
 }
@@ -37,6 +49,10 @@ enum Bench {
 fn main() -> ExitCode {
     let result = match Args::parse().bench {
         Bench::Generator(options) => generator::run(&options),
+        Bench::Vae(options) => vae::run(&options),
+        Bench::Text(options) => text::run(&options),
+        Bench::Link(options) => link::run(&options),
+        Bench::Collective(options) => collective::run(&options),
         Bench::Chunk(options) => chunk::run(&options),
     };
     xtask::outcome::exit_code(result)

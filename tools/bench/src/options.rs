@@ -1,5 +1,7 @@
 //! Options that several benchmarks have. What is not allowed is refused with exit code 2, naming value and rule.
 
+use std::str::FromStr;
+
 use anyhow::Result;
 use clap::builder::PossibleValuesParser;
 use device::DeviceKind;
@@ -7,24 +9,16 @@ use engine::settings::ModelSection;
 use serde_json::{Value, json};
 use tch::{Device, Kind};
 use wan::config::{MODEL_NAMES, ModelConfig};
-use wan::weights::Weights;
+use wan::weights::{Component, TensorSource, Weights};
 use xtask::outcome::Refused;
 
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct ModelOptions {
     #[arg(long, default_value = "tiny", value_parser = PossibleValuesParser::new(MODEL_NAMES))]
-    pub(crate) model: String,
-    #[command(flatten)]
-    pub(crate) size: SizeOptions,
-    /// `synthetic:SEED`, or the path of a checkpoint folder.
-    #[arg(long, default_value = "synthetic:42")]
-    weights: String,
+    model: String,
     /// `auto`, `cpu` or `cuda:N`.
     #[arg(long, default_value = "auto")]
     pub(crate) device: DeviceKind,
-    /// `bf16` or `f32`; default: bf16 on a GPU, f32 on a CPU.
-    #[arg(long, value_parser = parse_kind)]
-    precision: Option<Kind>,
 }
 
 /// Pixels; default: the model's first size.
@@ -36,27 +30,81 @@ pub(crate) struct SizeOptions {
     width: Option<u32>,
 }
 
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(crate) struct PrecisionOption {
+    /// `bf16` or `f32`; default: bf16 on a GPU, f32 on a CPU.
+    #[arg(long, value_parser = parse_kind)]
+    precision: Option<Kind>,
+}
+
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct WeightsOption {
+    /// `synthetic:SEED`, or the path of a checkpoint folder.
+    #[arg(long = "weights", value_name = "WEIGHTS", default_value = "synthetic:42")]
+    named: Named,
+}
+
+/// Weights, and what they were called.
+#[derive(Clone, Debug)]
+struct Named {
+    name: String,
+    weights: Weights,
+}
+
 /// What is measured.
 #[derive(Clone, Debug)]
 pub(crate) struct Subject {
     pub(crate) config: ModelConfig,
     /// Height and width in pixels.
     pub(crate) size: (u32, u32),
-    pub(crate) weights: Weights,
-    precision: Option<Kind>,
-    weights_name: String,
 }
 
 impl ModelOptions {
     /// # Errors
-    /// [`Refused`] for what the model cannot be.
-    pub(crate) fn subject(&self) -> Result<Subject> {
-        let section = ModelSection { name: self.model.clone(), weights: self.weights.clone() };
-        let config = section.config().map_err(|e| Refused(e.message))?;
-        let weights = section.weights().map_err(|e| Refused(e.message))?;
-        let size = self.size.of(&config)?;
-        let (precision, weights_name) = (self.precision, self.weights.clone());
-        Ok(Subject { config, size, weights, precision, weights_name })
+    /// The model is not one that there is.
+    pub(crate) fn config(&self) -> Result<ModelConfig> {
+        Ok(ModelConfig::named(&self.model)?)
+    }
+
+    /// # Errors
+    /// [`Refused`] for a size that the model cannot have.
+    pub(crate) fn at(&self, size: SizeOptions) -> Result<Subject> {
+        let config = self.config()?;
+        let size = size.of(&config)?;
+        Ok(Subject { config, size })
+    }
+}
+
+impl PrecisionOption {
+    /// What the models compute in.
+    pub(crate) fn on(self, device: Device) -> Kind {
+        self.precision.unwrap_or(engine::compute_kind(device))
+    }
+}
+
+impl WeightsOption {
+    pub(crate) fn get(&self) -> &Weights {
+        &self.named.weights
+    }
+
+    /// # Errors
+    /// The files are missing or are not safetensors.
+    pub(crate) fn open(&self, part: Component, device: Device) -> Result<Box<dyn TensorSource>> {
+        Ok(self.get().open(part, device)?)
+    }
+
+    pub(crate) fn conditions(&self, kind: Kind) -> Value {
+        json!({"weights": self.named.name, "precision": name(kind), "threads": tch::get_num_threads()})
+    }
+}
+
+impl FromStr for Named {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let section = ModelSection { weights: text.to_owned(), ..ModelSection::default() };
+        let weights = section.weights().map_err(|e| e.message)?;
+        Ok(Self { name: section.weights, weights })
     }
 }
 
@@ -78,21 +126,16 @@ impl SizeOptions {
 }
 
 impl Subject {
-    /// What the models compute in.
-    pub(crate) fn kind(&self, device: Device) -> Kind {
-        self.precision.unwrap_or(engine::compute_kind(device))
-    }
-
     /// Shape of the latents of one chunk.
     pub(crate) fn latents(&self) -> [i64; 5] {
         let (rows, columns) = self.config.latent_size(self.size.0, self.size.1);
         [1, self.config.num_frame_per_block, self.config.dit.in_dim, rows, columns]
     }
 
-    pub(crate) fn conditions(&self, device: Device) -> Value {
+    pub(crate) fn conditions(&self) -> Value {
         json!({
-            "model": self.config.name, "weights": self.weights_name, "precision": name(self.kind(device)),
-            "height": self.size.0, "width": self.size.1, "latent_frames": self.config.num_frame_per_block,
+            "model": self.config.name, "height": self.size.0, "width": self.size.1,
+            "latent_frames": self.config.num_frame_per_block,
         })
     }
 }
