@@ -8,6 +8,7 @@ mod cell;
 
 mod chunk;
 mod collective;
+mod faults;
 mod generator;
 mod line;
 mod link;
@@ -44,6 +45,8 @@ enum Bench {
     Collective(collective::Options),
     /// Steady chunks of one session through all services and a real broker.
     Chunk(chunk::Options),
+    /// What it costs when a process of a real stack dies or stops while a viewer watches, and what is left of it.
+    Faults(faults::Options),
 }
 
 fn main() -> ExitCode {
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
         Bench::Link(options) => link::run(&options),
         Bench::Collective(options) => collective::run(&options),
         Bench::Chunk(options) => chunk::run(&options),
+        Bench::Faults(options) => faults::run(&options),
     };
     xtask::outcome::exit_code(result)
 }

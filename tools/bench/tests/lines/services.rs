@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::{assert_measured, assert_on_cpu, assert_positive, assert_says, lines};
+use crate::{assert_measured, assert_on_cpu, assert_positive, assert_says, line, lines};
 
 #[test]
 fn a_chunk_through_all_services_is_told_by_phase_for_each_world_size() {
@@ -28,4 +28,32 @@ fn a_chunk_through_all_services_is_told_by_phase_for_each_world_size() {
         );
     }
     assert_measured(&lines[1]["phases_ms"]["go round trip"], 4);
+}
+
+#[test]
+fn a_worker_that_dies_and_one_that_stops_cost_what_is_told_and_leave_nothing() {
+    let line = line("faults --only worker1 --faults kill,stop --rounds 2");
+    assert_on_cpu(&line);
+    assert_says(
+        &line,
+        &json!({
+            "bench": "faults", "model": "tiny", "world_size": 2, "rounds": 2, "precision": "f32",
+            "left_over": {"processes": 0, "segments": 0},
+        }),
+    );
+    let faults = line["faults"].as_array().unwrap();
+    let named: Vec<_> = faults.iter().map(|fault| fault["fault"].as_str().unwrap()).collect();
+    assert_eq!(named, ["SIGKILL", "stopped for 3 s"]);
+    for fault in faults {
+        assert_says(
+            fault,
+            &json!({"process": "worker1", "rounds": 2, "outcomes": {"the session goes on": 2}}),
+        );
+        for time in ["noticed_ms", "formed_again_ms", "frames_again_ms"] {
+            assert_measured(&fault[time], 2);
+        }
+    }
+    for process in ["gateway", "stage0", "leader", "worker1", "nats"] {
+        assert_positive(&line["host_mib"][process], &["first", "last", "most"]);
+    }
 }
