@@ -1,17 +1,20 @@
 //! A supervised cell with every service behind a proxy, and a viewer who watches while it is hurt.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use bus::Bus;
-use contract::status::Role;
+use bus::{Bus, Subscription};
+use contract::envelope::MeshPhase;
+use contract::status::{ProcessStatus, Role};
+use contract::{MeshEpoch, subjects};
 use serde_json::{Value, json};
 
-use crate::cell::BROKER;
+use crate::cell::{BROKER, CellBuilder};
 use crate::fault::PROCESSES;
 use crate::{Cell, Fault, Trace, Viewer, leftovers};
 
 const READY: Duration = Duration::from_secs(60);
+const STATUSES: usize = 256;
 
 pub struct Ordeal {
     cell: Cell,
@@ -25,6 +28,8 @@ pub struct Cost {
     pub process: String,
     pub fault: Fault,
     pub trace: Trace,
+    /// From the fault to the first sign of another mesh epoch that takes calls, which the leader gives within 100 ms.
+    pub formed_after: Option<Duration>,
     /// Processes that are others afterwards.
     pub restarted: Vec<String>,
 }
@@ -44,9 +49,9 @@ impl Ordeal {
     ///
     /// # Panics
     /// If it does not get that far.
-    pub async fn start() -> Self {
+    pub async fn start(cell: CellBuilder) -> Self {
         let services = PROCESSES.iter().filter(|name| **name != BROKER);
-        let cell = services.fold(Cell::builder().supervised(), |cell, service| cell.behind_proxy(service));
+        let cell = services.fold(cell.supervised(), |cell, service| cell.behind_proxy(service));
         let cell = cell.ready().await;
         let bus = cell.bus("gateway").await;
         let mut viewer = Viewer::open(&bus, &cell.id(), &json!({"prompts": [{"text": "a red fox"}]})).await;
@@ -60,7 +65,11 @@ impl Ordeal {
     /// If that does not come to pass.
     pub async fn strike(&mut self, fault: Fault, process: &str) -> Cost {
         let before = self.cell.pids();
-        let mut trace = Trace::new(Instant::now());
+        let serving = self.cell.status(|status| serving(status).is_some()).await;
+        let statuses = self.bus.subscribe(&subjects::cell_status(&self.cell.id()), STATUSES).await;
+        let formed = tokio::spawn(formed(statuses.expect("statuses"), serving.mesh.and_then(|m| m.epoch)));
+        let struck = Instant::now();
+        let mut trace = Trace::new(struck);
         self.viewer.follow(&mut trace, fault.strike(&self.cell, process)).await;
         while trace.ended {
             trace.lost(Instant::now());
@@ -68,10 +77,13 @@ impl Ordeal {
             self.viewer.follow(&mut trace, std::future::ready(())).await;
         }
         self.cell.wait_ready(READY).await;
+        // Frames flow: if there was another epoch, it was told.
+        formed.abort();
+        let formed_after = formed.await.ok().map(|at: Instant| at.saturating_duration_since(struck));
         let after = self.cell.pids();
         let restarted = before.iter().filter(|(name, pid)| after.get(*name) != Some(pid));
         let restarted = restarted.map(|(name, _)| name.clone()).collect();
-        Cost { process: process.to_owned(), fault, trace, restarted }
+        Cost { process: process.to_owned(), fault, trace, formed_after, restarted }
     }
 
     #[must_use]
@@ -86,6 +98,12 @@ impl Ordeal {
             (name, vitals)
         };
         self.cell.pids().into_iter().map(one).collect()
+    }
+
+    /// Living processes of the cell that it does not know.
+    #[must_use]
+    pub fn orphans(&self) -> BTreeSet<u32> {
+        self.cell.orphans()
     }
 
     /// Sessions that stage0 has.
@@ -105,6 +123,23 @@ impl Ordeal {
     }
 }
 
+/// The mesh epoch that a leader serves.
+fn serving(status: &ProcessStatus) -> Option<MeshEpoch> {
+    let mesh = status.mesh.as_ref().filter(|_| status.role == Role::MeshLeader)?;
+    mesh.epoch.filter(|_| matches!(mesh.phase, MeshPhase::Ready | MeshPhase::Busy))
+}
+
+/// When a leader is heard that serves another epoch than `before`.
+async fn formed(mut statuses: Subscription, before: Option<MeshEpoch>) -> Instant {
+    loop {
+        let inbound = statuses.next().await.expect("a subscription that lives");
+        let epoch = inbound.decode().ok().as_ref().and_then(serving);
+        if epoch.is_some() && epoch != before {
+            return inbound.received;
+        }
+    }
+}
+
 impl Cost {
     #[must_use]
     pub fn outcome(&self) -> &'static str {
@@ -118,6 +153,7 @@ impl Cost {
         json!({
             "process": self.process, "fault": self.fault.to_string(),
             "noticed_after_ms": ms(self.trace.noticed_after()),
+            "formed_after_ms": ms(self.formed_after),
             "frames_again_after_ms": ms(self.trace.again_after()),
             "chunks_lost": self.trace.chunks_lost(), "outcome": self.outcome(), "restarted": self.restarted,
             "told": self.trace.errors.first(),

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, PackageId};
 
 const SERVICES: [&str; 4] = ["gateway", "stage0", "mesh-leader", "tp-worker"];
-/// The lying worker of the fault tests is a worker.
-const MAY_USE_TORCH: [&str; 10] = [
+/// The lying worker of the fault tests is a worker; the benchmark runs the models by themselves.
+const MAY_USE_TORCH: [&str; 11] = [
     "kinemesh-device",
     "kinemesh-wan",
     "kinemesh-engine",
@@ -20,6 +20,7 @@ const MAY_USE_TORCH: [&str; 10] = [
     "mesh-leader",
     "tp-worker",
     "lying-worker",
+    "kinemesh-bench",
     "train-demo",
 ];
 

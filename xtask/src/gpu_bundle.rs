@@ -21,9 +21,7 @@ pub struct Options {
 }
 
 const PROGRAMS: [&str; 6] = ["gateway", "stage0", "mesh-leader", "tp-worker", "kinemesh-bench", "xtask"];
-const PACKAGES: [&str; 6] = ["gateway", "stage0", "mesh-leader", "tp-worker", "system-tests", "xtask"];
-/// Of these packages, the tests that can run on a device.
-const TESTED: [&str; 3] = ["kinemesh-wan", "kinemesh-collectives", "kinemesh-latents"];
+/// Tests that can run on a device.
 const TESTS: [&str; 10] = [
     "cuda_ipc",
     "golden_blend",
@@ -36,8 +34,6 @@ const TESTS: [&str; 10] = [
     "gpu",
     "nccl",
 ];
-/// An example of `kinemesh-wan`.
-const BENCH: &str = "model_bench";
 /// Libraries that a bare machine need not have.
 const CARRIED: [&str; 1] = ["libvpx.so"];
 
@@ -51,24 +47,13 @@ pub fn run(layout: &Layout, options: &Options) -> Result<()> {
     }
     let release = out.join("target/release");
     let mut build = cargo();
-    build.current_dir(layout.root()).args(["build", "--release"]).args(packages(&PACKAGES));
+    build.current_dir(layout.root()).args(["build", "--release", "--workspace"]);
     command::run(&mut build)?;
     for program in PROGRAMS {
         let binary = layout.binaries().join(program);
         carry(&binary, &release.join(program))?;
         carry_libraries(&binary, &out.join("lib"))?;
     }
-    let mut build = cargo();
-    build.current_dir(layout.root()).args([
-        "build",
-        "--release",
-        "--package",
-        "kinemesh-wan",
-        "--example",
-        BENCH,
-    ]);
-    command::run(&mut build)?;
-    carry(&layout.binaries().join("examples").join(BENCH), &release.join(BENCH))?;
     for (name, executable) in test_binaries(layout)? {
         carry(&executable, &release.join("tests").join(name))?;
     }
@@ -84,17 +69,12 @@ pub fn run(layout: &Layout, options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn packages(names: &[&'static str]) -> Vec<&'static str> {
-    names.iter().flat_map(|name| ["--package", name]).collect()
-}
-
 /// Builds the test binaries; the name and file of each.
 fn test_binaries(layout: &Layout) -> Result<Vec<(String, PathBuf)>> {
     let mut build = cargo();
     build
         .current_dir(layout.root())
-        .args(["test", "--release", "--no-run", "--message-format", "json-render-diagnostics"])
-        .args(packages(&TESTED))
+        .args(["test", "--release", "--workspace", "--no-run", "--message-format", "json-render-diagnostics"])
         .args(TESTS.iter().flat_map(|test| ["--test", test]))
         .stdout(Stdio::piped());
     let what = display(&build);

@@ -33,9 +33,10 @@ enum Task {
     Test(tests::Options),
     /// Build what tests/gpu/run needs and put it into one folder, for a machine that has a GPU and no toolchain.
     GpuBundle(gpu_bundle::Options),
-    /// Measure frames a second and the phases of a chunk, as JSON lines and a table.
+    /// Measure frames a second and the phases of a chunk, as JSON lines and a table; or a part by itself, which is named
+    /// first: `bench generator`, and what else `bench help` lists.
     Bench(harness::Options),
-    /// Hurt every process of a stack in every way while a viewer watches, and say what it cost.
+    /// Kill every process of a stack while a viewer watches, or hurt it in every way, and say what it cost.
     Faults(harness::Options),
     /// Hurt a stack at random for minutes, and say what became of its memory, descriptors and sessions.
     Soak(harness::Options),
@@ -50,9 +51,9 @@ fn main() -> ExitCode {
         Task::Up(options) => up::run(&layout, &options),
         Task::Test(options) => tests::run(&layout, &options),
         Task::GpuBundle(options) => gpu_bundle::run(&layout, &options),
-        Task::Bench(options) => harness::run(&layout, "kinemesh-bench", &options),
-        Task::Faults(options) => harness::run(&layout, "kinemesh-faults", &options),
-        Task::Soak(options) => harness::run(&layout, "kinemesh-soak", &options),
+        Task::Bench(options) => harness::run(&layout, "kinemesh-bench", Some("chunk"), &options),
+        Task::Faults(options) => harness::run(&layout, "kinemesh-bench", Some("faults"), &options),
+        Task::Soak(options) => harness::run(&layout, "kinemesh-soak", None, &options),
     };
     outcome::exit_code(result)
 }

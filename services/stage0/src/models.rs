@@ -1,7 +1,5 @@
 //! Loading what stage 0 runs: text encoder and VAE.
 
-use std::path::Path;
-
 use contract::Error;
 use contract::model::ModelInfo;
 use engine::settings::{DeviceSection, ModelSection};
@@ -10,7 +8,7 @@ use tch::Device;
 use tracing::info;
 use wan::text::{TextEncoder, TokenizerSource};
 use wan::vae::Vae;
-use wan::weights::{Component, Weights};
+use wan::weights::Component;
 
 use crate::studio::Studio;
 
@@ -32,22 +30,13 @@ pub(crate) fn load(model: &ModelSection, device: &DeviceSection) -> Result<Loade
     info!(device = ?chosen.device, because = chosen.because, "device");
     let (device, kind) = (chosen.device, engine::compute_kind(chosen.device));
     let text = weights.open(Component::Text, device).map_err(|e| refused(&e))?;
-    let encoder = TextEncoder::load(&config.text, text.as_ref(), tokenizer(&weights), device, kind)
-        .map_err(|e| refused(&e))?;
+    let encoder =
+        TextEncoder::load(&config.text, text.as_ref(), TokenizerSource::beside(&weights), device, kind)
+            .map_err(|e| refused(&e))?;
     let source = weights.open(Component::Vae, device).map_err(|e| refused(&e))?;
     let vae = Vae::load(&config.vae, source.as_ref(), device, kind).map_err(|e| refused(&e))?;
     // The generator is not loaded here, but its identity must be the mesh's.
     let fingerprint = engine::fingerprint(&config, &weights).map_err(at("model.weights"))?;
     let model = engine::model_info(&config, &fingerprint).map_err(at("model.name"))?;
     Ok(Loaded { model, studio: Studio::new(encoder, vae), device })
-}
-
-fn tokenizer(weights: &Weights) -> TokenizerSource {
-    match weights {
-        Weights::Synthetic { .. } => TokenizerSource::Bytes,
-        Weights::Checkpoint { path } => {
-            let folder = if path.is_dir() { path } else { path.parent().unwrap_or(Path::new(".")) };
-            TokenizerSource::File(folder.join("tokenizer.json"))
-        }
-    }
 }

@@ -10,8 +10,8 @@ use rand::{Rng, SeedableRng};
 use serde_json::json;
 use system_tests::cell::BROKER;
 use system_tests::fault::{BROKER_FAULTS, PROCESSES, SERVICE_FAULTS};
-use system_tests::leftovers;
 use system_tests::ordeal::{Ordeal, Vitals};
+use system_tests::{Cell, leftovers};
 
 #[derive(Debug, Parser)]
 struct Args {
@@ -34,7 +34,7 @@ async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     let seed = args.seed.unwrap_or_else(rand::random);
     let mut rng = StdRng::seed_from_u64(seed);
-    let mut ordeal = Ordeal::start().await;
+    let mut ordeal = Ordeal::start(Cell::builder()).await;
     let (started, start) = (Instant::now(), ordeal.vitals());
     let (mut faults, mut lives_lost, mut chunks, mut slowest) = (0, 0, 0, Duration::ZERO);
     let (whole, mut peaks) = (Duration::from_secs(60 * args.minutes), BTreeMap::<String, Peaks>::new());

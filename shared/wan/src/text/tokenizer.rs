@@ -1,7 +1,8 @@
 //! Text to ids.
 
 use super::TextError;
-use std::path::PathBuf;
+use crate::weights::Weights;
+use std::path::{Path, PathBuf};
 
 /// Where the tokenizer comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -10,6 +11,19 @@ pub enum TokenizerSource {
     Bytes,
     /// A `tokenizer.json` of the Hugging Face tokenizers library, such as UMT5's.
     File(PathBuf),
+}
+
+impl TokenizerSource {
+    /// What goes with weights: bytes with synthetic ones, the `tokenizer.json` in the folder of a checkpoint.
+    pub fn beside(weights: &Weights) -> Self {
+        match weights {
+            Weights::Synthetic { .. } => Self::Bytes,
+            Weights::Checkpoint { path } => {
+                let folder = if path.is_dir() { path } else { path.parent().unwrap_or(Path::new(".")) };
+                Self::File(folder.join("tokenizer.json"))
+            }
+        }
+    }
 }
 
 /// Id of the mark that ends every prompt, in T5 vocabularies and in the byte one.

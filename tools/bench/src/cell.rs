@@ -1,0 +1,84 @@
+//! The cell that a benchmark of all services starts.
+
+use anyhow::Result;
+use device::DeviceKind;
+use serde_json::{Map, Value, json};
+use system_tests::{Cell, CellBuilder, leftovers};
+use tch::Device;
+use wan::config::ModelConfig;
+use xtask::up::MODELS;
+
+use crate::options;
+use crate::ranks::GroupOptions;
+
+const DEVICE: &str = "KINEMESH_DEVICE__KIND";
+
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct CellOptions {
+    #[arg(long, default_value = "tiny", value_parser = clap::builder::PossibleValuesParser::new(MODELS))]
+    pub(crate) model: String,
+    /// `cpu` or `cuda:N`, of every service that computes.
+    #[arg(long, default_value = "cpu")]
+    pub(crate) device: DeviceKind,
+    #[command(flatten)]
+    pub(crate) group: GroupOptions,
+}
+
+impl CellOptions {
+    /// The device of stage 0 and the leader.
+    ///
+    /// # Errors
+    /// It is not there.
+    pub(crate) fn device(&self) -> Result<Device> {
+        options::resolve(self.device)
+    }
+
+    /// # Errors
+    /// The model has no such name, or cannot be split so.
+    pub(crate) fn config(&self, world_size: u16) -> Result<ModelConfig> {
+        let config = ModelConfig::named(&self.model)?;
+        options::check_world_size(&config, u32::from(world_size))?;
+        Ok(config)
+    }
+
+    /// Every rank on a GPU of its own, unless they share one.
+    pub(crate) fn cell(&self, device: Device, world_size: u16) -> CellBuilder {
+        let mut cell = Cell::builder().world_size(world_size).model(&self.model);
+        for rank in 0..usize::from(world_size) {
+            let process = if rank == 0 { "leader".to_owned() } else { format!("worker{rank}") };
+            let kind = match device {
+                Device::Cuda(first) if !self.group.share_gpu => DeviceKind::Cuda(first + rank),
+                Device::Cuda(index) => DeviceKind::Cuda(index),
+                _ => DeviceKind::Cpu,
+            };
+            cell = cell.env(&process, DEVICE, &kind.to_string());
+            if self.group.share_gpu {
+                cell = cell.env(&process, "NCCL_HOSTID", &process).env(&process, "NCCL_SOCKET_IFNAME", "lo");
+            }
+        }
+        let first = if let Device::Cuda(index) = device { DeviceKind::Cuda(index) } else { DeviceKind::Cpu };
+        cell.env("stage0", DEVICE, &first.to_string())
+    }
+
+    pub(crate) fn conditions(&self, config: &ModelConfig, device: Device, world_size: u16) -> Value {
+        json!({
+            "model": config.name, "weights": weights(&config.name),
+            "precision": options::name(engine::compute_kind(device)),
+            "latent_frames": config.num_frame_per_block, "world_size": world_size,
+            "ranks_share_a_gpu": self.group.share_gpu,
+        })
+    }
+}
+
+/// What the services of a stack are told, or their default.
+fn weights(model: &str) -> String {
+    let shipped = || system_tests::cell::layout().shipped_weights(model).map(|_| "shipped".to_owned());
+    let own = std::env::var("KINEMESH_MODEL__WEIGHTS").ok();
+    own.or_else(shipped).unwrap_or_else(|| engine::settings::ModelSection::default().weights)
+}
+
+/// MiB that each process of a cell had resident at most.
+pub(crate) fn peak_mib(cell: &Cell) -> Map<String, Value> {
+    let peak = |(name, pid)| (name, json!(leftovers::peak_resident_kib(pid) / 1024));
+    cell.pids().into_iter().map(peak).collect()
+}
