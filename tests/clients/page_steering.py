@@ -16,6 +16,7 @@ def main(args):
             assert answer.ok, answer.text()
 
         chromium.wait_frames(page, 20)
+        result["examples"] = page.is_visible("#examples")
         page.select_option("#transition", "2")
         chromium.type_prompt(page, "a blue whale")
         result["transition"] = [chromium.wait_text(page, "#sent", "changing …"), chromium.wait_text(page, "#sent", "changed")]

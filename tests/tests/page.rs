@@ -60,6 +60,7 @@ async fn the_page_says_what_became_of_what_was_sent_and_shows_what_others_change
         seen["mesh_epoch"]["shown"].as_str().unwrap(),
         "{seen}"
     );
+    assert_eq!(seen["examples"], false, "the tiny model has none to offer: {seen}");
     let cache_epoch = |when: &str| seen["cache_epoch"][when].as_u64().unwrap();
     assert!(cache_epoch("after") > cache_epoch("before"), "a reset begins a new history: {seen}");
     assert_eq!(seen["followed"], json!({"steps": "[1000,400]", "bias": "0.50"}), "{seen}");
@@ -71,5 +72,17 @@ async fn the_page_says_what_became_of_what_was_sent_and_shows_what_others_change
     assert!(full.starts_with("This server shows as many streams as it can; trying again in "), "{seen}");
     assert!(seen["full"]["raw"].as_str().unwrap().contains("sessions of this gateway"), "{seen}");
     // A browser reports the refused second viewer as an error of its own; that page is not the one watched here.
+    assert_eq!(seen["errors"], json!([]), "{seen}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_page_offers_the_models_own_examples_and_begins_with_the_first() {
+    let cell = Cell::builder().model("demo").ready().await;
+    let seen = python::run("page_examples.py", &["--url", &cell.url()], PATIENCE).await;
+    let told = seen["told"].as_array().unwrap();
+    assert!(told.len() > 3 && seen["shown"] == seen["told"], "{seen}");
+    assert_eq!((&seen["begins_with"], &seen["sent_first"][0]["text"]), (&told[0], &told[0]), "{seen}");
+    assert_eq!((&seen["box"], &seen["holds"][0]["text"]), (&told[1], &told[1]), "{seen}");
+    assert_ne!(seen["colours"][0], seen["colours"][1], "light and dark: {seen}");
     assert_eq!(seen["errors"], json!([]), "{seen}");
 }

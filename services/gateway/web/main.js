@@ -2,6 +2,7 @@
 
 import * as api from '/assets/api.js';
 import { Controls } from '/assets/controls.js';
+import { Examples } from '/assets/examples.js';
 import { listen } from '/assets/keys.js';
 import { Panel } from '/assets/panel.js';
 import { Prompts } from '/assets/prompts.js';
@@ -25,13 +26,18 @@ const screen = new Screen((width, height) => panel.picture(width, height));
 const stream = new Stream(element('video'), initial);
 const controls = new Controls(send);
 const boxes = new Prompts(element('prompts'), element('add-prompt'), sendPrompt);
+const examples = new Examples(element('examples'), (text) => {
+  boxes.put(text);
+  sendPrompt();
+});
 let paused = false;
 let adopted = false;
 /** Since when the session recovers from a fault, or null. */
 let recovering = null;
 
 /** The first session starts with what stands in the prompt box; a later one with what was sent last. */
-function initial() {
+async function initial() {
+  if (!adopted) await api.cell().then(({ model }) => model && adopt(model), () => {});
   const prompts = boxes.read();
   if (!wishes.has('prompts') && prompts.length) {
     wishes.keep({ prompts });
@@ -292,11 +298,13 @@ async function watchCell() {
 }
 
 /** What the model works with by default holds where nobody has chosen. */
-function adopt({ name, default_steps: steps, default_attention_bias: bias, supports_kv_cache_bias: biased }) {
+function adopt({ name, default_steps: steps, default_attention_bias: bias, supports_kv_cache_bias: biased, examples: texts }) {
   if (adopted) return;
   adopted = true;
   controls.offerBias(biased);
   element('model-note').hidden = name !== 'tiny';
+  examples.offer(texts);
+  if (texts.length) boxes.suggest(texts[0]);
   const defaults = { denoising_step_list: steps, kv_cache_attention_bias: bias };
   controls.show(Object.fromEntries(Object.entries(defaults).filter(([key, value]) => value && !wishes.has(key))), 'default');
 }

@@ -2,6 +2,8 @@
 
 /** What the server takes. */
 const MAX_PROMPTS = 16;
+/** Stands there at first, for a model that suggests nothing. */
+const FIRST = 'a quiet sea at dawn, slow waves, soft light';
 
 export class Prompts {
   #list;
@@ -23,7 +25,7 @@ export class Prompts {
         onSend();
       }
     });
-    this.add('a quiet sea at dawn, slow waves, soft light');
+    this.add(FIRST);
   }
 
   add(text = '', share = 100) {
@@ -67,6 +69,19 @@ export class Prompts {
   /** What stands there is what holds. */
   settle() {
     this.#known = JSON.stringify(this.read());
+  }
+
+  /** One text instead of all that stands there. */
+  put(text) {
+    this.#list.replaceChildren();
+    this.add(text);
+  }
+
+  /** A better text to begin with, unless someone has begun. */
+  suggest(text) {
+    const lines = this.read();
+    const untouched = this.#known === null && lines.length === 1 && lines[0].text === FIRST;
+    if (untouched && !this.#list.contains(document.activeElement)) this.put(text);
   }
 
   /** Shows prompts that someone else sent, unless someone is typing here. */

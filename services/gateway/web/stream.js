@@ -48,7 +48,7 @@ export class Stream extends EventTarget {
   #stallMs = STALLED_MS;
   #held = false;
 
-  /** `initial()` gives the parameters that a new session starts with. */
+  /** `initial()` gives, or promises, the parameters that a new session starts with. */
   constructor(video, initial) {
     super();
     this.#video = video;
@@ -180,7 +180,7 @@ export class Stream extends EventTarget {
     await connection.setLocalDescription();
     const { sdp, type } = connection.localDescription;
     const resume = this.#resume ? { resumeToken: this.#resume } : {};
-    const answer = await api.offer({ sdp, type, initialParameters: this.#initial(), ...resume });
+    const answer = await api.offer({ sdp, type, initialParameters: await this.#initial(), ...resume });
     this.#session = answer.sessionId;
     this.#resume = answer.resumeToken;
     await connection.setRemoteDescription({ type: answer.type, sdp: answer.sdp });

@@ -149,6 +149,7 @@ pub(crate) mod tests {
             default_steps: vec![1000, 750, 500, 250],
             default_attention_bias: 0.3,
             world_sizes: vec![contract::WorldSize::ONE],
+            examples: Vec::new(),
         }
     }
 

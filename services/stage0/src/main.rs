@@ -3,7 +3,6 @@
 mod attendance;
 mod call_budget;
 mod cell;
-mod codec;
 mod config;
 mod context;
 mod envelope;
@@ -19,6 +18,7 @@ mod models;
 mod ops;
 mod output;
 mod pacer;
+mod pictures;
 mod prompt;
 mod queue;
 mod service;

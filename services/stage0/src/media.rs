@@ -3,8 +3,7 @@
 use contract::ids::{CacheEpoch, ChunkIndex, Incarnation, SessionId};
 use contract::media::{MAX_PART, MediaPart, VideoCodec};
 use contract::model::Size;
-
-use crate::codec::AccessUnit;
+use video::AccessUnit;
 
 /// Which session an access unit belongs to, and how it is coded.
 #[derive(Clone, Copy, Debug)]

@@ -12,8 +12,8 @@ use contract::event::Event;
 use contract::ids::CacheEpoch;
 use contract::media::MediaPart;
 use runtime::metric_names;
+use video::{I420, VideoEncoder};
 
-use crate::codec::{I420, VideoEncoder};
 use crate::events::Events;
 use crate::media::{Stream, Tag};
 use crate::pacer::Pacer;
@@ -181,8 +181,9 @@ mod tests {
     use contract::media::VideoCodec;
     use contract::model::Size;
 
+    use video::CodecError;
+
     use super::*;
-    use crate::codec::{self, CodecError};
 
     struct Channel(mpsc::SyncSender<MediaPart>);
 
@@ -203,7 +204,7 @@ mod tests {
     }
 
     fn start() -> Fixture {
-        start_with(codec::encoder(VideoCodec::Vp8, SIZE, 500).unwrap())
+        start_with(video::encoder(VideoCodec::Vp8, SIZE, 500).unwrap())
     }
 
     fn start_with(encoder: Box<dyn VideoEncoder>) -> Fixture {
@@ -230,17 +231,17 @@ mod tests {
 
     impl Refusing {
         fn refusal() -> CodecError {
-            codec::encoder(VideoCodec::Vp8, Size { width: 0, height: 0 }, 1).err().unwrap()
+            video::encoder(VideoCodec::Vp8, Size { width: 0, height: 0 }, 1).err().unwrap()
         }
     }
 
     impl VideoEncoder for Refusing {
-        fn encode(&mut self, _: &I420, keyframe: bool) -> Result<codec::AccessUnit, CodecError> {
+        fn encode(&mut self, _: &I420, keyframe: bool) -> Result<video::AccessUnit, CodecError> {
             self.pictures += 1;
             if self.pictures == 1 {
                 return Err(Self::refusal());
             }
-            Ok(codec::AccessUnit { keyframe, data: vec![0] })
+            Ok(video::AccessUnit { keyframe, data: vec![0] })
         }
 
         fn set_bitrate(&mut self, kbps: u32) -> Result<(), CodecError> {

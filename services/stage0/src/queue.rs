@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use contract::event::ChunkReport;
 use contract::ids::CacheEpoch;
+use video::I420;
 
-use crate::codec::I420;
 use crate::media::Tag;
 
 #[derive(Debug)]

@@ -84,6 +84,9 @@ pub struct ModelInfo {
     pub default_steps: Vec<u32>,
     pub default_attention_bias: f32,
     pub world_sizes: Vec<WorldSize>,
+    /// Prompts that show what the model knows, for people who do not know it yet.
+    #[serde(default)]
+    pub examples: Vec<String>,
 }
 
 /// A step list may hold this many steps.

@@ -17,7 +17,8 @@ pub const ATTENTION_BACKEND: &str = "torch-eager";
 pub fn fingerprint(model: &ModelConfig, weights: &Weights) -> Result<String, Error> {
     let refused = |text: String| Error::new(Reason::BadField, format!("model.weights: {text}"));
     let source = weights.open(Component::Dit, Device::Cpu).map_err(|e| refused(e.to_string()))?;
-    let config = format!("{model:?}");
+    // What people may ask of a model is no part of it.
+    let config = format!("{:?}", ModelConfig { examples: Vec::new(), ..model.clone() });
     Ok(Digest::of(&[config.as_bytes(), source.fingerprint().as_bytes()]).to_string())
 }
 
@@ -48,6 +49,7 @@ pub fn model_info(model: &ModelConfig, fingerprint: &str) -> Result<ModelInfo, E
             .into_iter()
             .map(WorldSize::try_from)
             .collect::<Result<_, _>>()?,
+        examples: model.examples.clone(),
     })
 }
 
@@ -64,6 +66,8 @@ mod tests {
         let mut other = tiny.clone();
         other.shift = 3.0;
         assert_ne!(of(42), fingerprint(&other, &Weights::Synthetic { seed: 42 }).unwrap());
+        let shown = ModelConfig { examples: vec!["a red fox".into()], ..tiny.clone() };
+        assert_eq!(of(42), fingerprint(&shown, &Weights::Synthetic { seed: 42 }).unwrap());
     }
 
     #[test]

@@ -170,6 +170,9 @@ pub struct ModelConfig {
     pub kv_cache_num_frames: i64,
     /// Latent frames that the KV cache holds and a query attends to.
     pub local_attn_size: i64,
+    /// Prompts that show what the model knows, for people who do not know it yet.
+    #[serde(default)]
+    pub examples: Vec<String>,
 }
 
 impl ModelConfig {

@@ -99,3 +99,21 @@ impl Captions {
         Ok(Tensor::from_slice(&ids.concat()).view([texts.len() as i64, -1]))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stage_vae::read_config;
+
+    #[test]
+    fn the_examples_that_the_model_offers_are_of_words_that_it_knows() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/demo");
+        let config = read_config(&folder.join("config.json")).unwrap();
+        let captions = Captions::open(&folder.join("tokenizer.json"), config.text.text_len).unwrap();
+        assert!(config.examples.len() > 3, "{:?}", config.examples);
+        for example in &config.examples {
+            let ids = captions.ids(example).unwrap();
+            assert!(!ids.contains(&UNKNOWN) && ids.contains(&END), "{example}: {ids:?}");
+        }
+    }
+}

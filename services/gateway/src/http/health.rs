@@ -92,7 +92,7 @@ pub(super) struct CellState {
     instance: String,
     ready: bool,
     waiting_for: Option<String>,
-    /// Name, sizes, default steps and bias; absent until a process of the cell has told.
+    /// Name, sizes, default steps and bias, example prompts; absent until a process of the cell has told.
     #[schema(value_type = Option<Value>)]
     model: Option<Value>,
     mesh: Option<Mesh>,
@@ -138,6 +138,6 @@ fn describe(model: &ModelInfo) -> Value {
     json!({
         "name": model.name, "sizes": model.sizes, "default_steps": model.default_steps,
         "default_attention_bias": model.default_attention_bias,
-        "supports_kv_cache_bias": model.recompute,
+        "supports_kv_cache_bias": model.recompute, "examples": model.examples,
     })
 }

@@ -15,6 +15,7 @@ const ASSETS: &[(&str, &str, &str)] = &[
     ("controls.js", JS, include_str!("../../web/controls.js")),
     ("prompts.js", JS, include_str!("../../web/prompts.js")),
     ("panel.js", JS, include_str!("../../web/panel.js")),
+    ("examples.js", JS, include_str!("../../web/examples.js")),
     ("receipts.js", JS, include_str!("../../web/receipts.js")),
     ("screen.js", JS, include_str!("../../web/screen.js")),
     ("texts.js", JS, include_str!("../../web/texts.js")),

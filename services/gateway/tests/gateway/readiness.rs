@@ -23,6 +23,7 @@ async fn it_is_alive_at_once_and_ready_when_the_cell_is() {
     gateway.ready().await;
     let (_, state) = gateway.get("/api/v1/cell").await;
     assert_eq!(state["mesh"]["epoch"], 3);
+    assert_eq!(state["model"]["examples"], json!(["a red fox in snow", "rain over a harbour"]));
     cell.die();
     waiting("mesh: no leader").await;
 }

@@ -8,9 +8,9 @@ use contract::event::{ChunkReport, Event};
 use contract::ids::{CacheEpoch, ChunkIndex};
 use runtime::metric_names;
 use tracing::warn;
+use video::{CodecError, I420, VideoEncoder};
 
 use super::{IDLE, MediaSink, Shared, State};
-use crate::codec::{CodecError, I420, VideoEncoder};
 use crate::events::Events;
 use crate::losses::{Losses, Told};
 use crate::media::{Stream, Tag, parts};

@@ -11,12 +11,12 @@ use tch::Tensor;
 use wan::noise::block_noise;
 
 use super::{PromptState, Session, Stop};
-use crate::codec;
 use crate::context::context_frames;
 use crate::envelope::{self, Asking, Tensors};
 use crate::history::{FRAMES_PER_LATENT, Head, Position};
 use crate::media::Tag;
 use crate::mesh_client::{Done, Job};
+use crate::pictures;
 use crate::queue::Frame;
 
 /// A chunk that the mesh makes.
@@ -233,7 +233,7 @@ impl Session {
         for latent in decoding.decoded_latents..=latents {
             if let Some(pixels) = pixels.take() {
                 let pictures =
-                    codec::convert(&pixels).map_err(|e| torch("a frame cannot be converted", &e))?;
+                    pictures::convert(&pixels).map_err(|e| torch("a frame cannot be converted", &e))?;
                 for picture in pictures {
                     let last = frame + 1 == total;
                     self.push(
@@ -266,7 +266,7 @@ impl Session {
         Ok(())
     }
 
-    fn push(&self, chunk: &Arrived, picture: codec::I420, frame: u32, report: Option<(ChunkTimings, u32)>) {
+    fn push(&self, chunk: &Arrived, picture: video::I420, frame: u32, report: Option<(ChunkTimings, u32)>) {
         let position = &chunk.started.position;
         let tag = Tag {
             cache_epoch: position.cache_epoch,

@@ -8,9 +8,9 @@ use contract::error::{Error, Reason};
 use contract::ids::SessionId;
 use contract::session::{Control, ControlReply, ParametersAccepted, UpdateParameters};
 use contract::subjects;
+use video::I420;
 
 use super::Sessions;
-use crate::codec::{self, I420};
 use crate::mailbox::Ending;
 use crate::media::Tag;
 
@@ -95,7 +95,7 @@ async fn control(
     };
     let none = || Error::new(Reason::NoSuchResource, "No frame available yet");
     let (picture, tag) = latest.ok_or_else(none)?;
-    let compressed = tokio::task::spawn_blocking(move || codec::jpeg(&picture, quality)).await;
+    let compressed = tokio::task::spawn_blocking(move || video::jpeg(&picture, quality)).await;
     let failed = |e: String| Error::new(Reason::Internal, "the frame could not be compressed").detail(e);
     let jpeg = compressed.map_err(|e| failed(e.to_string()))?.map_err(|e| failed(e.to_string()))?;
     Ok(ControlReply::Frame { jpeg, chunk_index: tag.chunk_index })

@@ -16,7 +16,6 @@ use tracing::warn;
 
 use super::Making;
 use super::lives::Life;
-use crate::codec;
 use crate::events::Events;
 use crate::history::FRAMES_PER_LATENT;
 use crate::keeper::Keeper;
@@ -67,7 +66,7 @@ pub(super) fn start(
         subject: subjects::media_out(stream.session),
     };
     let frames = usize::try_from(frames).unwrap_or(usize::MAX);
-    let encoder = codec::encoder(stream.codec, size, kbps).map_err(|e| {
+    let encoder = video::encoder(stream.codec, size, kbps).map_err(|e| {
         Error::new(Reason::Internal, "the video encoder cannot be started").detail(e.to_string())
     })?;
     let output = Output::start(encoder, stream, frames, events.clone(), shown.clone(), sink)?;

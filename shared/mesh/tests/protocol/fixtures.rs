@@ -38,6 +38,7 @@ pub(crate) fn model() -> ModelInfo {
         default_steps: vec![1000, 500],
         default_attention_bias: 0.3,
         world_sizes: vec![WorldSize::ONE],
+        examples: Vec::new(),
     }
 }
 

@@ -88,6 +88,7 @@ fn krea() -> ModelConfig {
         num_frame_per_block: 3,
         kv_cache_num_frames: 3,
         local_attn_size: 6,
+        examples: Vec::new(),
     }
 }
 

@@ -47,6 +47,7 @@ pub(crate) fn model() -> ModelInfo {
         default_steps: vec![1000, 750, 500, 250],
         default_attention_bias: 0.3,
         world_sizes: vec![WorldSize::ONE],
+        examples: vec!["a red fox in snow".to_owned(), "rain over a harbour".to_owned()],
     }
 }
 

@@ -144,7 +144,7 @@ impl Drop for Vp8Encoder {
     }
 }
 
-fn check(code: vpx_codec_err_t) -> Result<(), CodecError> {
+pub(super) fn check(code: vpx_codec_err_t) -> Result<(), CodecError> {
     if code == VPX_CODEC_OK {
         return Ok(());
     }

@@ -1,14 +1,14 @@
-//! Video coding: pictures in, access units out. One encoder belongs to one session.
+//! Video coding: pictures in, access units out, and back. An encoder belongs to one stream, and so does a decoder.
 
 mod h264;
+mod h264_decoder;
 mod i420;
 mod jpeg;
 mod vp8;
-#[cfg(test)]
 mod vp8_decoder;
 
-pub(crate) use i420::{I420, convert};
-pub(crate) use jpeg::jpeg;
+pub use i420::{I420, MATRIX, OFFSET};
+pub use jpeg::jpeg;
 
 use contract::media::VideoCodec;
 use contract::model::Size;
@@ -16,10 +16,10 @@ use contract::model::Size;
 /// Frame rate that the encoders' rate control assumes: bits a frame = bitrate / this.
 const NOMINAL_FPS: u32 = 24;
 
-/// An encoder that failed; the text is the library's.
+/// A codec that failed; the text is the library's.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{codec}: {what}")]
-pub(crate) struct CodecError {
+pub struct CodecError {
     codec: &'static str,
     what: String,
 }
@@ -32,13 +32,13 @@ impl CodecError {
 
 /// All bytes of one compressed picture: Annex B for H.264, one frame for VP8.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct AccessUnit {
+pub struct AccessUnit {
     pub keyframe: bool,
     pub data: Vec<u8>,
 }
 
 /// Compresses one session's pictures, all of one size. Every picture gives an access unit: none is skipped to save bits.
-pub(crate) trait VideoEncoder: Send {
+pub trait VideoEncoder: Send {
     /// # Errors
     /// The library refuses the picture.
     fn encode(&mut self, picture: &I420, force_keyframe: bool) -> Result<AccessUnit, CodecError>;
@@ -52,52 +52,32 @@ pub(crate) trait VideoEncoder: Send {
 
 /// # Errors
 /// The library cannot be set up for this size.
-pub(crate) fn encoder(codec: VideoCodec, size: Size, kbps: u32) -> Result<Box<dyn VideoEncoder>, CodecError> {
+pub fn encoder(codec: VideoCodec, size: Size, kbps: u32) -> Result<Box<dyn VideoEncoder>, CodecError> {
     Ok(match codec {
         VideoCodec::H264 => Box::new(h264::H264Encoder::new(kbps)?),
         VideoCodec::Vp8 => Box::new(vp8::Vp8Encoder::new(size, kbps)?),
     })
 }
 
+/// Brings access units back into pictures.
+pub trait VideoDecoder: Send {
+    /// # Errors
+    /// The library refuses the access unit, or it has no picture in it.
+    fn decode(&mut self, unit: &[u8]) -> Result<I420, CodecError>;
+}
+
+/// # Errors
+/// The library cannot be set up.
+pub fn decoder(codec: VideoCodec) -> Result<Box<dyn VideoDecoder>, CodecError> {
+    Ok(match codec {
+        VideoCodec::H264 => Box::new(h264_decoder::H264Decoder::new()?),
+        VideoCodec::Vp8 => Box::new(vp8_decoder::Vp8Decoder::new()?),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Decodes access units; the same for each codec under test.
-    trait Decode {
-        fn decode(&mut self, unit: &AccessUnit) -> I420;
-    }
-
-    struct H264Decoder(openh264::decoder::Decoder);
-
-    impl Decode for H264Decoder {
-        fn decode(&mut self, unit: &AccessUnit) -> I420 {
-            use openh264::formats::YUVSource;
-            let picture = self.0.decode(&unit.data).unwrap().expect("a picture for every access unit");
-            let (width, height) = picture.dimensions();
-            let (ys, us, vs) = picture.strides();
-            let rows = |plane: &[u8], stride: usize, width: usize, height: usize| -> Vec<u8> {
-                plane.chunks(stride).take(height).flat_map(|row| row[..width].to_vec()).collect()
-            };
-            let mut data = rows(picture.y(), ys, width, height);
-            data.extend(rows(picture.u(), us, width / 2, height / 2));
-            data.extend(rows(picture.v(), vs, width / 2, height / 2));
-            I420::new(Size { width: width as u32, height: height as u32 }, data)
-        }
-    }
-
-    impl Decode for vp8_decoder::Vp8Decoder {
-        fn decode(&mut self, unit: &AccessUnit) -> I420 {
-            self.decode(&unit.data)
-        }
-    }
-
-    fn decoder(codec: VideoCodec) -> Box<dyn Decode> {
-        match codec {
-            VideoCodec::H264 => Box::new(H264Decoder(openh264::decoder::Decoder::new().unwrap())),
-            VideoCodec::Vp8 => Box::new(vp8_decoder::Vp8Decoder::new()),
-        }
-    }
 
     const SIZE: Size = Size { width: 160, height: 96 };
 
@@ -128,10 +108,10 @@ mod tests {
     fn what_is_encoded_decodes_to_the_same_picture() {
         for codec in CODECS {
             let mut encoder = encoder(codec, SIZE, 2000).unwrap();
-            let mut decoder = decoder(codec);
+            let mut decoder = decoder(codec).unwrap();
             for n in 0..24 {
                 let picture = picture(n);
-                let decoded = decoder.decode(&encoder.encode(&picture, false).unwrap());
+                let decoded = decoder.decode(&encoder.encode(&picture, false).unwrap().data).unwrap();
                 let psnr = psnr(&picture, &decoded);
                 assert!(psnr > 30.0, "{codec:?} frame {n}: {psnr} dB");
             }
@@ -156,7 +136,8 @@ mod tests {
                 encoder.encode(&picture(n), false).unwrap();
             }
             let unit = encoder.encode(&picture(5), true).unwrap();
-            assert!(psnr(&picture(5), &decoder(codec).decode(&unit)) > 30.0, "{codec:?}");
+            let decoded = decoder(codec).unwrap().decode(&unit.data).unwrap();
+            assert!(psnr(&picture(5), &decoded) > 30.0, "{codec:?}");
         }
     }
 
@@ -179,6 +160,13 @@ mod tests {
             };
             let (high, low, again) = (bytes(600, 0), bytes(150, 72), bytes(600, 144));
             assert!(low * 3 < high * 2 && low * 3 < again * 2, "{codec:?}: {high}, {low}, {again} bytes");
+        }
+    }
+
+    #[test]
+    fn what_is_no_access_unit_is_refused() {
+        for codec in CODECS {
+            assert!(decoder(codec).unwrap().decode(b"no video").is_err(), "{codec:?}");
         }
     }
 

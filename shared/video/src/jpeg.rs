@@ -6,7 +6,7 @@ use super::{CodecError, I420};
 ///
 /// # Errors
 /// The picture is larger than the format allows.
-pub(crate) fn jpeg(picture: &I420, quality: u8) -> Result<Vec<u8>, CodecError> {
+pub fn jpeg(picture: &I420, quality: u8) -> Result<Vec<u8>, CodecError> {
     let error = |e: &dyn std::fmt::Display| CodecError::new("jpeg", e.to_string());
     let width = u16::try_from(picture.width()).map_err(|e| error(&e))?;
     let height = u16::try_from(picture.height()).map_err(|e| error(&e))?;

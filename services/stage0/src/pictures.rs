@@ -1,55 +1,8 @@
-//! Pictures in the form that encoders take, and how decoded tensors become such.
+//! Decoded tensors as pictures.
 
 use contract::model::Size;
 use tch::{Kind, Tensor};
-
-/// One picture, 4:2:0 planar, BT.601 limited range. Even width and height.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct I420 {
-    size: Size,
-    /// Y, then U, then V, without padding between rows.
-    data: Vec<u8>,
-}
-
-impl I420 {
-    /// `data` holds width * height luma bytes and half as many of chroma.
-    pub(crate) fn new(size: Size, data: Vec<u8>) -> Self {
-        debug_assert_eq!(data.len(), Self::bytes(size));
-        Self { size, data }
-    }
-
-    fn bytes(size: Size) -> usize {
-        (size.width * size.height * 3 / 2) as usize
-    }
-
-    pub(crate) fn size(&self) -> Size {
-        self.size
-    }
-
-    pub(crate) fn data(&self) -> &[u8] {
-        &self.data
-    }
-
-    pub(crate) fn width(&self) -> usize {
-        self.size.width as usize
-    }
-
-    pub(crate) fn height(&self) -> usize {
-        self.size.height as usize
-    }
-
-    /// Y, U, V; rows of width, width / 2, width / 2 bytes.
-    pub(crate) fn planes(&self) -> (&[u8], &[u8], &[u8]) {
-        let luma = self.width() * self.height();
-        let (y, chroma) = self.data.split_at(luma);
-        let (u, v) = chroma.split_at(luma / 4);
-        (y, u, v)
-    }
-}
-
-/// Rows of the RGB (0 to 1) to YUV (0 to 255) matrix of BT.601, limited range.
-const MATRIX: [f32; 9] = [65.481, 128.553, 24.966, -37.797, -74.203, 112.0, 112.0, -93.786, -18.214];
-const OFFSET: [f32; 3] = [16.0, 128.0, 128.0];
+use video::{I420, MATRIX, OFFSET};
 
 /// Decoded pixels `[1, F, 3, H, W]`, RGB in [-1, 1], any float dtype and device -> `F` pictures.
 ///
