@@ -22,14 +22,16 @@ pub struct Options {
 
 const PROGRAMS: [&str; 6] = ["gateway", "stage0", "mesh-leader", "tp-worker", "kinemesh-bench", "xtask"];
 /// Tests that can run on a device.
-const TESTS: [&str; 9] = [
+const TESTS: [&str; 11] = [
     "golden_blend",
     "golden_dit",
     "golden_dit_generator",
     "golden_dit_stream",
     "golden_scheduler",
     "golden_text",
+    "golden_tp",
     "golden_vae",
+    "golden_weights",
     "gpu",
     "nccl",
 ];
