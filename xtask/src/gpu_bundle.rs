@@ -22,7 +22,7 @@ pub struct Options {
 
 const PROGRAMS: [&str; 6] = ["gateway", "stage0", "mesh-leader", "tp-worker", "kinemesh-bench", "xtask"];
 /// Tests that can run on a device.
-const TESTS: [&str; 10] = [
+const TESTS: [&str; 12] = [
     "cuda_ipc",
     "golden_blend",
     "golden_dit",
@@ -30,7 +30,9 @@ const TESTS: [&str; 10] = [
     "golden_dit_stream",
     "golden_scheduler",
     "golden_text",
+    "golden_tp",
     "golden_vae",
+    "golden_weights",
     "gpu",
     "nccl",
 ];

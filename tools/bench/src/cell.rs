@@ -1,17 +1,20 @@
 //! The cell that a benchmark of all services starts.
 
 use anyhow::Result;
+use contract::link::LinkKind;
 use device::DeviceKind;
 use serde_json::{Map, Value, json};
 use system_tests::{Cell, CellBuilder, leftovers};
 use tch::Device;
 use wan::config::ModelConfig;
+use xtask::outcome::Refused;
 use xtask::up::MODELS;
 
 use crate::options;
 use crate::ranks::GroupOptions;
 
 const DEVICE: &str = "KINEMESH_DEVICE__KIND";
+const LINK: &str = "KINEMESH_MESH__LINK";
 
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct CellOptions {
@@ -20,6 +23,9 @@ pub(crate) struct CellOptions {
     /// `cpu` or `cuda:N`, of every service that computes.
     #[arg(long, default_value = "cpu")]
     pub(crate) device: DeviceKind,
+    /// How latents get from stage 0 to the leader and back; `cuda-ipc` goes through the leader's GPU.
+    #[arg(long, default_value = LinkKind::Shm.as_str(), value_parser = [LinkKind::Shm.as_str(), LinkKind::CudaIpc.as_str()])]
+    pub(crate) link: String,
     #[command(flatten)]
     pub(crate) group: GroupOptions,
 }
@@ -28,9 +34,14 @@ impl CellOptions {
     /// The device of stage 0 and the leader.
     ///
     /// # Errors
-    /// It is not there.
+    /// It is not there, or the link cannot be had with it.
     pub(crate) fn device(&self) -> Result<Device> {
-        options::resolve(self.device)
+        let device = options::resolve(self.device)?;
+        if self.link == LinkKind::CudaIpc.as_str() {
+            latents::check(LinkKind::CudaIpc, device)
+                .map_err(|e| Refused(format!("--link: {}", e.message)))?;
+        }
+        Ok(device)
     }
 
     /// # Errors
@@ -57,7 +68,7 @@ impl CellOptions {
             }
         }
         let first = if let Device::Cuda(index) = device { DeviceKind::Cuda(index) } else { DeviceKind::Cpu };
-        cell.env("stage0", DEVICE, &first.to_string())
+        cell.env("stage0", DEVICE, &first.to_string()).env("leader", LINK, &self.link)
     }
 
     pub(crate) fn conditions(&self, config: &ModelConfig, device: Device, world_size: u16) -> Value {
@@ -65,7 +76,7 @@ impl CellOptions {
             "model": config.name, "weights": weights(&config.name),
             "precision": options::name(engine::compute_kind(device)),
             "latent_frames": config.num_frame_per_block, "world_size": world_size,
-            "ranks_share_a_gpu": self.group.share_gpu,
+            "ranks_share_a_gpu": self.group.share_gpu, "link": self.link,
         })
     }
 }

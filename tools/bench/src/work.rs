@@ -33,3 +33,22 @@ impl Work {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use wan::config::Family;
+
+    use super::*;
+
+    #[test]
+    fn both_passes_multiply_alike_but_a_commit_attends_to_the_whole_window() {
+        let recompute = ModelConfig::named("tiny").unwrap();
+        let commit = ModelConfig { family: Family::SelfForcing { sink_size: 1 }, ..recompute.clone() };
+        let [recompute, commit] = [recompute, commit].map(|config| Work::of_chunk(&config, (128, 128)));
+        // Five passes of four layers: 192 tokens, width 128, feed-forward 512.
+        let products = 5.0 * 4.0 * 2.0 * 192.0 * (6.0 * 128.0 * 128.0 + 2.0 * 128.0 * 512.0);
+        assert_eq!((recompute.products, commit.products), (products, products));
+        // Its own 192 tokens and 192 of the past, and 64 of the text.
+        assert_eq!(commit.attention - recompute.attention, 4.0 * 4.0 * 192.0 * 128.0 * 192.0);
+    }
+}

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use collectives::loopback::{Loopback, Rendezvous};
 use collectives::{Collective, CollectiveError, ReduceOp};
-use tch::Tensor;
+use tch::{Device, Tensor};
 use wan::dit::Tp;
 
 /// Runs `work` on `world` ranks that are joined by a collective, and returns what each gave, by rank.
@@ -57,7 +57,10 @@ impl Collective for Recorder {
         deadline: Instant,
     ) -> Result<(), CollectiveError> {
         let before = tensor.copy();
-        self.inner.all_reduce(tensor, op, deadline)?;
+        // Threads meet in memory of the host, wherever their tensors are.
+        let mut sum = tensor.to_device(Device::Cpu);
+        self.inner.all_reduce(&mut sum, op, deadline)?;
+        tensor.copy_(&sum);
         self.sums.lock().unwrap().push((before, tensor.copy()));
         Ok(())
     }

@@ -26,6 +26,8 @@ fn options_that_are_not_allowed_are_refused_by_value_and_rule() {
         ("chunk --model wan-2b", "wan-2b", "tiny, demo, wan-1.3b, wan-14b"),
         ("chunk --world-size 1,3", "--world-size 3", "1, 2, 4 are allowed"),
         ("chunk --height 64 --width 64", "--height 64", "128x128"),
+        ("chunk --link cuda-ipc", "--link", "a process that computes on cpu has shm"),
+        ("chunk --link tcp", "tcp", "shm, cuda-ipc"),
         ("faults --only worker9", "worker9", "gateway, stage0, leader, worker1, nats"),
         ("faults --faults burn", "burn", "kill, stop"),
         ("faults --rounds 0", "'0'", "1.."),

@@ -21,7 +21,7 @@ fn a_chunk_through_all_services_is_told_by_phase_for_each_world_size() {
             line,
             &json!({
                 "bench": "chunk", "model": "tiny", "weights": "synthetic:42", "precision": "f32",
-                "height": 96, "width": 160, "world_size": world_size, "ranks_share_a_gpu": false,
+                "height": 96, "width": 160, "world_size": world_size, "ranks_share_a_gpu": false, "link": "shm",
                 "recompute_pass": true, "attention_backend": "torch-eager", "chunks": 4,
                 "warm_up_chunks_excluded": 2, "change_every": 3,
             }),
