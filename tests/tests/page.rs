@@ -82,6 +82,7 @@ async fn the_page_offers_the_models_own_examples_and_begins_with_the_first() {
     let told = seen["told"].as_array().unwrap();
     assert!(told.len() > 3 && seen["shown"] == seen["told"], "{seen}");
     assert_eq!((&seen["begins_with"], &seen["sent_first"][0]["text"]), (&told[0], &told[0]), "{seen}");
+    assert_eq!(seen["reached"], told[1], "by the tabulator: {seen}");
     assert_eq!((&seen["box"], &seen["holds"][0]["text"]), (&told[1], &told[1]), "{seen}");
     assert_ne!(seen["colours"][0], seen["colours"][1], "light and dark: {seen}");
     assert_eq!(seen["errors"], json!([]), "{seen}");

@@ -1,4 +1,4 @@
-//! `cargo xtask bench`, `faults` and `soak`: programs of the test harness, which start a stack of their own.
+//! `cargo xtask bench`, `faults`, `soak` and `score`: programs of the test harness, which start a stack of their own.
 
 use std::ffi::OsString;
 use std::process::Command;

@@ -40,6 +40,8 @@ enum Task {
     Faults(harness::Options),
     /// Hurt a stack at random for minutes, and say what became of its memory, descriptors and sessions.
     Soak(harness::Options),
+    /// Measure how often the demo model shows what it was asked for, through all services.
+    Score(harness::Options),
 }
 
 fn main() -> ExitCode {
@@ -54,6 +56,7 @@ fn main() -> ExitCode {
         Task::Bench(options) => harness::run(&layout, "kinemesh-bench", Some("chunk"), &options),
         Task::Faults(options) => harness::run(&layout, "kinemesh-bench", Some("faults"), &options),
         Task::Soak(options) => harness::run(&layout, "kinemesh-soak", None, &options),
+        Task::Score(options) => harness::run(&layout, "kinemesh-score", None, &options),
     };
     outcome::exit_code(result)
 }
