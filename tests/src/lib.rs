@@ -16,6 +16,7 @@ pub mod proxy;
 pub mod python;
 pub mod score;
 pub mod screening;
+pub mod session;
 pub mod supervisor;
 pub mod trace;
 pub mod viewer;

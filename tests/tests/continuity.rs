@@ -8,6 +8,7 @@ use contract::event::{ChunkReport, Event};
 use contract::status::Role;
 use contract::{CellId, ChunkIndex, Digest, Incarnation, Reason};
 use serde_json::{Value, json};
+use system_tests::session::{in_state, session, streaming};
 use system_tests::{Cell, Fault, Signal, Viewer, python, wait};
 
 /// Of the broker.
@@ -16,28 +17,6 @@ const PATIENCE: Duration = Duration::from_secs(100);
 
 fn fox() -> Value {
     json!({"prompts": [{"text": "a red fox", "weight": 1.0}], "base_seed": 7})
-}
-
-/// The one session that the gateway has: its id and counters.
-async fn session(cell: &Cell) -> Option<(String, Value)> {
-    let sessions = cell.http().get("/api/v1/session/metrics").await.json();
-    let (id, metrics) = sessions["sessions"].as_object()?.iter().next()?;
-    Some((id.clone(), metrics.clone()))
-}
-
-async fn streaming(cell: &Cell, frames: u64) -> String {
-    wait::until("a streaming session", Duration::from_secs(60), || async {
-        let (id, metrics) = session(cell).await?;
-        (metrics["frames_out"].as_u64()? > frames).then_some(id)
-    })
-    .await
-}
-
-async fn in_state(cell: &Cell, state: &str) {
-    wait::until(state, Duration::from_secs(20), || async {
-        (session(cell).await?.1["state"] == state).then_some(())
-    })
-    .await;
 }
 
 /// What stage0 reports of its sessions.
@@ -449,53 +428,4 @@ async fn a_client_that_vanishes_leaves_a_session_that_pauses_ends_and_gives_its_
     .await;
     let seen = python::run("webrtc_view.py", &["--url", &url, "--frames", "20"], PATIENCE).await;
     assert_eq!(seen["frames"], 20, "{seen}");
-}
-
-/// Takes a process away under a page that plays, and brings it back: the page says so, and plays on.
-async fn chromium_outlives(process: &str) {
-    let mut cell = Cell::builder().ready().await;
-    let url = cell.url();
-    let page = python::start("browser.py", &["--url", &url, "--frames", "30", "--recover"]);
-    let id = streaming(&cell, 60).await;
-    cell.signal(process, Signal::Kill);
-    cell.exit(process, Duration::from_secs(5)).await;
-    in_state(&cell, "recovering").await;
-    cell.start_process(process);
-    in_state(&cell, "streaming").await;
-    assert_eq!(session(&cell).await.unwrap().0, id, "the same session");
-    let seen = page.finish(PATIENCE).await;
-    assert!(seen["frames_recovered"].as_u64().unwrap() >= 30, "{seen}");
-    assert!(seen["curtain"].as_str().unwrap().contains("One moment"), "{seen}");
-    assert_eq!(seen["curtain_away"], true, "{seen}");
-    // What the page asks in the gap is refused as unavailable, which a browser notes by itself.
-    let refused = |error: &&Value| error.as_str().unwrap().contains("status of 503");
-    let errors: Vec<_> = seen["errors"].as_array().unwrap().iter().filter(|e| !refused(e)).collect();
-    assert!(errors.is_empty(), "{seen}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn chromium_outlives_a_worker() {
-    chromium_outlives("worker1").await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn chromium_outlives_its_stage0() {
-    chromium_outlives("stage0").await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn chromium_says_what_a_fault_that_lasts_waits_for() {
-    let cell = Cell::builder().ready().await;
-    let url = cell.url();
-    let page = python::start("browser.py", &["--url", &url, "--frames", "1", "--curtain", "Still waiting"]);
-    streaming(&cell, 30).await;
-    cell.signal("worker1", Signal::Kill);
-    let seen = page.finish(PATIENCE).await;
-    let curtain = seen["curtain"].as_str().unwrap();
-    assert!(curtain.contains("The parts of the server are coming together. It has taken "), "{seen}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn chromium_outlives_the_broker() {
-    chromium_outlives(system_tests::cell::BROKER).await;
 }
