@@ -10,8 +10,9 @@ use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, PackageId};
 
 const SERVICES: [&str; 4] = ["gateway", "stage0", "mesh-leader", "tp-worker"];
 /// The lying worker of the fault tests is a worker; the benchmark runs the models by themselves.
-const MAY_USE_TORCH: [&str; 11] = [
+const MAY_USE_TORCH: [&str; 12] = [
     "kinemesh-device",
+    "kinemesh-torch-extra",
     "kinemesh-wan",
     "kinemesh-engine",
     "kinemesh-collectives",

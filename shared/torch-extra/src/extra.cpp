@@ -1,0 +1,91 @@
+// What tch does not bind, over libtorch's public headers. Nothing of CUDA is included or linked: libtorch's dispatcher and
+// device guards find the CUDA half once it is opened, and say so in an exception where it is not.
+//
+// Every function returns null, or a message that the caller frees with free(): no exception leaves this file. Tensors
+// are those of tch, a pointer to at::Tensor each; one that is handed out belongs to the caller. Devices are CUDA indices.
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/_scaled_dot_product_cudnn_attention.h>
+#include <c10/core/CachingDeviceAllocator.h>
+#include <c10/core/Event.h>
+#include <c10/core/Stream.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+
+#include <cstdint>
+#include <cstring>
+#include <exception>
+
+namespace {
+
+template <typename Work>
+char* guarded(Work work) {
+  try {
+    work();
+    return nullptr;
+  } catch (const c10::Error& error) {
+    return strdup(error.what_without_backtrace());
+  } catch (const std::exception& error) {
+    return strdup(error.what());
+  } catch (...) {
+    return strdup("an exception that is none of the standard library");
+  }
+}
+
+c10::Stream current_stream(int64_t index) {
+  const c10::Device device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(index));
+  return c10::impl::VirtualGuardImpl(device.type()).getStream(device);
+}
+
+}  // namespace
+
+extern "C" {
+
+// softmax(q k^T / sqrt(d)) v of [B, H, N, d] tensors by cuDNN. `lse`, if wanted, is [B, H, N, 1] f32: the logarithm of
+// each row's sum of exponentials.
+char* torch_extra_cudnn_attention(const at::Tensor* q, const at::Tensor* k, const at::Tensor* v, bool with_lse,
+                                  at::Tensor** out, at::Tensor** lse) {
+  return guarded([&] {
+    auto result = at::_scaled_dot_product_cudnn_attention(*q, *k, *v, std::nullopt, with_lse);
+    auto made = std::make_unique<at::Tensor>(std::move(std::get<0>(result)));
+    if (with_lse) *lse = new at::Tensor(std::move(std::get<1>(result)));
+    *out = made.release();
+  });
+}
+
+// The CUstream that libtorch gives its work on this thread.
+char* torch_extra_current_stream(int64_t device, void** stream) {
+  return guarded([&] { *stream = current_stream(device).native_handle(); });
+}
+
+char* torch_extra_event_record(int64_t device, c10::Event** event) {
+  return guarded([&] {
+    // The backend's default, unlike PyTorch's, has a time.
+    auto made = std::make_unique<c10::Event>(c10::DeviceType::CUDA, c10::EventFlag::BACKEND_DEFAULT);
+    made->record(current_stream(device));
+    *event = made.release();
+  });
+}
+
+// Milliseconds between two events; waits for the second.
+char* torch_extra_event_elapsed(const c10::Event* start, const c10::Event* end, double* ms) {
+  return guarded([&] {
+    end->synchronize();
+    *ms = start->elapsedTime(*end);
+  });
+}
+
+void torch_extra_event_free(c10::Event* event) { delete event; }
+
+// Bytes in tensors, bytes held from the driver, and the peaks of both since the process began.
+char* torch_extra_memory(int64_t device, int64_t bytes[4]) {
+  return guarded([&] {
+    const auto index = static_cast<c10::DeviceIndex>(device);
+    const auto stats = c10::getDeviceAllocator(c10::DeviceType::CUDA)->getDeviceStats(index);
+    const auto all = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+    bytes[0] = stats.allocated_bytes[all].current;
+    bytes[1] = stats.reserved_bytes[all].current;
+    bytes[2] = stats.allocated_bytes[all].peak;
+    bytes[3] = stats.reserved_bytes[all].peak;
+  });
+}
+
+}  // extern "C"

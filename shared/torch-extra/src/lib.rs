@@ -1,0 +1,23 @@
+//! What libtorch has and tch does not bind: attention by cuDNN, the current stream, events, and the allocator's
+//! statistics. The C++ is in `extra.cpp`; errors are what libtorch said.
+//!
+//! Nothing here opens CUDA: that is `device`'s, and before it has every call is an error that names what is missing.
+
+mod attention;
+mod event;
+mod ffi;
+mod memory;
+mod stream;
+
+pub use attention::{Attended, cudnn_attention};
+pub use event::Event;
+pub use memory::{Memory, memory};
+pub use stream::{Stream, current_stream};
+
+/// What libtorch said, and to which call.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("libtorch: {call}: {what}")]
+pub struct ExtraError {
+    pub call: &'static str,
+    pub what: String,
+}
