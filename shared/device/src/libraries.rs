@@ -11,6 +11,9 @@ use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 const DRIVER: &str = "libcuda.so.1";
 /// In this order; the second one needs the first.
 const TORCH: [&str; 2] = ["libc10_cuda.so", "libtorch_cuda.so"];
+/// libtorch's door to NVRTC, whose own parts are found on its path alone. Kernels are made without it or not at all, so
+/// that it is missing is told when they are.
+const COMPILER: &str = "libcaffe2_nvrtc.so";
 /// What stands beside them in the same folder.
 const LIBTORCH: &str = "libtorch_cpu.so";
 
@@ -41,6 +44,7 @@ fn open(folder: Option<&Path>) -> Result<PathBuf, String> {
             )
         })?;
     }
+    let _ = keep(&folder.join(COMPILER));
     Ok(folder)
 }
 
