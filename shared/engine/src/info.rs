@@ -7,9 +7,6 @@ use tch::Device;
 use wan::config::ModelConfig;
 use wan::weights::{Component, Weights};
 
-/// The attention implementation in effect. All ranks must have the same one.
-pub const ATTENTION_BACKEND: &str = "torch-eager";
-
 /// Identity of the generator's configuration and weights: equal exactly on ranks that may form a mesh.
 ///
 /// # Errors

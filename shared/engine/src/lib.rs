@@ -28,7 +28,7 @@ use tch::Device;
 use tokio::sync::oneshot;
 
 pub use self::config::{EngineConfig, check_transport, check_world_size, compute_kind};
-pub use self::info::{ATTENTION_BACKEND, fingerprint, model_info};
+pub use self::info::{fingerprint, model_info};
 pub use self::load::meet;
 use self::monitor::Monitor;
 pub use self::run::Outcome;

@@ -12,11 +12,12 @@ use device::{Chosen, DeviceKind};
 use mesh::Timing;
 use serde::{Deserialize, Serialize};
 use tch::Kind;
-use tracing::info;
+use tracing::{info, warn};
 use wan::config::ModelConfig;
+use wan::dit::Ops;
 use wan::weights::Weights;
 
-use crate::{ATTENTION_BACKEND, EngineConfig, compute_kind, fingerprint, model_info};
+use crate::{EngineConfig, compute_kind, fingerprint, model_info};
 
 /// Which model the cell serves. Equal on every rank.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -210,14 +211,20 @@ impl RankSettings {
         let (config, weights) = (model.config()?, model.weights()?);
         let chosen = device.resolve()?;
         info!(device = ?chosen.device, because = chosen.because, "device");
+        let kind = compute_kind(chosen.device);
+        let ops = Ops::choose(&config.dit, chosen.device, kind);
+        info!(attention = ops.attention_name(), elementwise = ops.elementwise_name(), "implementations");
+        for missing in ops.missing() {
+            warn!(missing, "libtorch's own operations take its place, which are slower");
+        }
         let fingerprint = fingerprint(&config, &weights)?;
         let info = model_info(&config, &fingerprint)?;
         let parity = Parity {
             build: build.to_owned(),
             model_fingerprint: fingerprint,
-            dtype: dtype_of(compute_kind(chosen.device)),
+            dtype: dtype_of(kind),
             device: device::family(chosen.device).to_owned(),
-            attention_backend: ATTENTION_BACKEND.to_owned(),
+            attention_backend: ops.to_string(),
             tp_plan: mesh.tp_plan.map(|plan| ChosenPlan { plan, set_by: tp_plan_set_by.to_owned() }),
         };
         let engine = EngineConfig {

@@ -7,7 +7,7 @@ use support::stream::{dit, dit_config, solo};
 use support::{Golden, TOLERANCE, assert_close, device};
 use tch::{Kind, Tensor};
 use wan::dit::attention::SelfAttentionPass;
-use wan::dit::{Attend, CausalDit, KvCacheSpec, Shard, embed, mask};
+use wan::dit::{Attend, CausalDit, KvCacheSpec, Residual, Shard, embed, mask};
 use wan::rope::Rope;
 use wan::scheduler::FlowScheduler;
 
@@ -34,9 +34,10 @@ fn check_intermediates(golden: &Golden, dit: &CausalDit, timestep: f64) {
     let latents = golden.get("x").transpose(1, 2);
     let check = |key: &str, found: &Tensor| golden.check(&format!("intermediate.{key}"), found);
 
-    let mut x = dit.embeddings().patches(&latents).unwrap();
+    let x = dit.embeddings().patches(&latents).unwrap();
     let (frames, per_frame, dim) = x.size3().unwrap();
     check("patch_tokens", &x.reshape([1, -1, dim]));
+    let mut x = Residual::new(x, dit.ops());
     check("time_sinusoid", &embed::time_sinusoid(&[timestep], config.freq_dim, device()).unwrap());
     let time = dit.embeddings().time(&[timestep]).unwrap();
     check("time_embedding", &time.e);
@@ -55,7 +56,7 @@ fn check_intermediates(golden: &Golden, dit: &CausalDit, timestep: f64) {
         for (layer, block) in dit.blocks().iter().enumerate() {
             let time = block.modulations(&time.e0).unwrap();
             block.forward(&mut x, &time, &text.layers()[layer], &pass, &mut cache, tp).unwrap();
-            check(&format!("block{layer}_out"), &x.reshape([1, -1, dim]));
+            check(&format!("block{layer}_out"), &x.tensor().unwrap().reshape([1, -1, dim]));
         }
     });
 }

@@ -8,7 +8,7 @@ use support::stream::{Run, dit, dit_config, solo};
 use support::{Golden, TOLERANCE, assert_close, device, ranks};
 use tch::Tensor;
 use wan::dit::attention::SelfAttentionPass;
-use wan::dit::{CausalDit, KvCacheSpec, Shard, Tp};
+use wan::dit::{CausalDit, KvCacheSpec, Residual, Shard, Tp};
 use wan::generator::Generator;
 use wan::rope::Rope;
 
@@ -49,17 +49,18 @@ impl Setup {
     /// `[1, n, dim]` after each of the block's three layers.
     fn block(&self, dit: &CausalDit, tp: &Tp) -> [Tensor; 3] {
         let x = self.golden.get("x");
-        let mut tokens = x.copy().view([self.frames, -1, x.size()[2]]);
+        let tokens = x.copy().view([self.frames, -1, x.size()[2]]);
+        let mut tokens = Residual::new(tokens, dit.ops());
         let e0 = self.golden.get("e0").squeeze_dim(0);
         let text = dit.text_cache_of_tokens(&self.golden.get("context"), tp).unwrap();
         let block = &dit.blocks()[0];
         let time = block.modulations(&e0).unwrap();
         self.with_pass(dit, |pass, cache| block.add_self_attn(&mut tokens, &time, pass, cache, tp).unwrap());
-        let attended = tokens.copy();
+        let attended = tokens.tensor().unwrap().copy();
         block.add_cross_attn(&mut tokens, &text.layers()[0], tp).unwrap();
-        let crossed = tokens.copy();
+        let crossed = tokens.tensor().unwrap().copy();
         block.add_ffn(&mut tokens, &time, tp).unwrap();
-        [attended, crossed, tokens].map(|tokens| tokens.view_as(&x))
+        [attended, crossed, tokens.tensor().unwrap().copy()].map(|tokens| tokens.view_as(&x))
     }
 }
 

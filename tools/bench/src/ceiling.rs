@@ -2,6 +2,8 @@
 
 use anyhow::Result;
 use tch::{Device, Kind, Tensor};
+use torch_extra::Event;
+use wan::dit::Ops;
 
 use crate::machine;
 use crate::statistics::Summary;
@@ -20,22 +22,20 @@ pub(crate) struct Ceiling {
 }
 
 impl Ceiling {
-    /// For attention with `heads` heads of `width` channels.
+    /// For attention with `heads` heads of `width` channels, by the implementation in effect.
     ///
     /// # Errors
     /// The device has no memory for it.
-    pub(crate) fn measure(device: Device, kind: Kind, heads: i64, width: i64) -> Result<Self> {
+    pub(crate) fn measure(device: Device, kind: Kind, (heads, width): (i64, i64), ops: &Ops) -> Result<Self> {
         let random =
             |shape: &[i64]| Tensor::f_randn(shape, (Kind::Float, device)).and_then(|x| x.f_to_kind(kind));
         let n: i64 = if device.is_cuda() { 8192 } else { 1024 };
         let (a, b) = (random(&[n, n])?, random(&[n, n])?);
         let gemm = rate(device, 2.0 * (n as f64).powi(3), || Ok(a.f_matmul(&b)?))?;
-        let shape = [1, heads, n / 2, width];
+        let shape = [1, n / 2, heads, width];
         let (q, k, v) = (random(&shape)?, random(&shape)?, random(&shape)?);
-        let attend = || {
-            Ok(Tensor::f_scaled_dot_product_attention(&q, &k, &v, None::<&Tensor>, 0.0, false, None, false)?)
-        };
-        let positions = shape[2] as f64;
+        let attend = || Ok(ops.attend(&q, &k, &v, None)?);
+        let positions = shape[1] as f64;
         let attention = rate(device, 4.0 * positions * positions * (heads * width) as f64, attend)?;
         Ok(Self { gemm, attention })
     }
@@ -44,8 +44,17 @@ impl Ceiling {
 fn rate(device: Device, flops: f64, work: impl Fn() -> Result<Tensor>) -> Result<f64> {
     let mut times = Vec::new();
     for _ in 0..WARM_UP + RUNS {
-        let (ms, _) = tch::no_grad(|| machine::ms(device, &work))?;
-        times.push(ms);
+        times.push(tch::no_grad(|| time(device, &work))?);
     }
     Ok(flops / Summary::of(times.split_off(WARM_UP)).median / 1e9)
+}
+
+/// Milliseconds of the device.
+fn time(device: Device, work: impl Fn() -> Result<Tensor>) -> Result<f64> {
+    if !device.is_cuda() {
+        return Ok(machine::ms(device, work)?.0);
+    }
+    let start = Event::record(device)?;
+    let _result = work()?;
+    Ok(start.ms_until(&Event::record(device)?)?)
 }

@@ -86,7 +86,7 @@ async fn measure(options: &Options, config: &ModelConfig, size: Size, world_size
         json!({"bench": "chunk"}),
         machine::conditions(device)?,
         options.cell.conditions(config, device, world_size),
-        options::generator_conditions(config),
+        options::generator_conditions(config, &options::ops(config, device)),
         json!({
             "height": size.height, "width": size.width, "change_every": options.change_every,
             "chunks": options.chunks, "warm_up_chunks_excluded": options.warm_up,

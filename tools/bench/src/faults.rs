@@ -61,7 +61,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         json!({"bench": "faults"}),
         machine::conditions(device)?,
         options.cell.conditions(&config, device, WORLD_SIZE),
-        options::generator_conditions(&config),
+        options::generator_conditions(&config, &options::ops(&config, device)),
         json!({"height": config.sizes[0].0, "width": config.sizes[0].1, "rounds": options.rounds}),
         found,
     ]);

@@ -107,8 +107,9 @@ fn measure(options: &Options, subject: &Subject, member: &Member) -> Result<Valu
         return Ok(Value::Null);
     }
     let memory = machine::memory(device)?;
-    let ceiling =
-        Ceiling::measure(device, kind, config.dit.num_heads / i64::from(world), config.dit.head_dim())?;
+    let ops = stream.generator.dit().ops();
+    let heads = (config.dit.num_heads / i64::from(world), config.dit.head_dim());
+    let ceiling = Ceiling::measure(device, kind, heads, ops)?;
     let chunk = Summary::of(times);
     let phases: Map<_, _> = phases.into_iter().map(|(phase, ms)| (phase, Summary::of(ms).json())).collect();
     Ok(line::join([
@@ -116,7 +117,7 @@ fn measure(options: &Options, subject: &Subject, member: &Member) -> Result<Valu
         machine::conditions(device)?,
         subject.conditions(),
         options.weights.conditions(kind),
-        options::generator_conditions(config),
+        options::generator_conditions(config, ops),
         json!({
             "world_size": world, "ranks_share_a_gpu": options.group.share_gpu,
             "bias": options.bias, "chunks": options.chunks, "warm_up_chunks_excluded": options.warm_up,

@@ -58,8 +58,14 @@ pub(crate) fn device_mib(device: Device) -> Result<Option<usize>> {
     Ok(Some((total - free) >> 20))
 }
 
-/// Device memory in use and the most that this process had resident, in MiB.
+/// In MiB: device memory in use, the most that this process had in tensors and from the driver for them, and the most that
+/// it had resident.
 pub(crate) fn memory(device: Device) -> Result<Value> {
     let host = leftovers::peak_resident_kib(std::process::id()) / 1024;
-    Ok(json!({"device_memory_mib": device_mib(device)?, "host_peak_mib": host}))
+    let torch = torch_extra::memory(device)?;
+    Ok(json!({
+        "device_memory_mib": device_mib(device)?, "host_peak_mib": host,
+        "tensors_peak_mib": torch.map(|memory| memory.peak_allocated >> 20),
+        "reserved_peak_mib": torch.map(|memory| memory.peak_reserved >> 20),
+    }))
 }

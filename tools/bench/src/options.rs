@@ -9,6 +9,7 @@ use engine::settings::ModelSection;
 use serde_json::{Value, json};
 use tch::{Device, Kind};
 use wan::config::{MODEL_NAMES, ModelConfig};
+use wan::dit::Ops;
 use wan::weights::{Component, TensorSource, Weights};
 use xtask::outcome::Refused;
 
@@ -140,13 +141,18 @@ impl Subject {
     }
 }
 
-/// How the generator streams and attends.
-pub(crate) fn generator_conditions(config: &ModelConfig) -> Value {
+/// How the generator streams, and what computes attention and elementwise work.
+pub(crate) fn generator_conditions(config: &ModelConfig, ops: &Ops) -> Value {
     json!({
         "window_latent_frames": config.local_attn_size, "steps": config.default_steps,
         "recompute_pass": config.family.recomputes(), "commit_pass": config.family.has_clean_pass(),
-        "attention_backend": engine::ATTENTION_BACKEND,
+        "attention_backend": ops.attention_name(), "elementwise": ops.elementwise_name(), "missing": ops.missing(),
     })
+}
+
+/// What the services choose for a model on a device.
+pub(crate) fn ops(config: &ModelConfig, device: Device) -> Ops {
+    Ops::choose(&config.dit, device, engine::compute_kind(device))
 }
 
 /// The device that there is, before the first tensor.

@@ -2,10 +2,10 @@
 
 use tch::{TchError, Tensor};
 
-use super::cache::{KvCache, KvPlan};
+use super::cache::{KvCache, KvPlan, KvSlot};
 use super::load::{Linear, Loader, RowParallel};
 use super::norm::{ShardedRmsNorm, sum_of_squares};
-use super::{DitError, Tp};
+use super::{DitError, Ops, Tp};
 use crate::config::DitConfig;
 use crate::rope::rotate;
 use crate::weights::WeightsError;
@@ -27,14 +27,6 @@ impl Heads {
     }
 }
 
-/// `softmax(q k^T / sqrt(d) + mask) v` of `[1, n, heads, d]` tensors, as `[1, n, heads * d]`.
-fn attend(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Result<Tensor, TchError> {
-    let by_head = |x: &Tensor| x.f_transpose(1, 2);
-    let (q, k, v) = (by_head(q)?, by_head(k)?, by_head(v)?);
-    let out = Tensor::f_scaled_dot_product_attention(&q, &k, &v, mask, 0.0, false, None, false)?;
-    out.f_transpose(1, 2)?.f_flatten(2, 3)
-}
-
 /// What all layers of one pass share.
 pub struct SelfAttentionPass<'a> {
     /// Rotations of the pass's tokens, see [`crate::rope::Rope`].
@@ -53,6 +45,7 @@ pub struct SelfAttention {
     norm: ShardedRmsNorm,
     o: RowParallel,
     heads: Heads,
+    ops: Ops,
 }
 
 impl SelfAttention {
@@ -70,6 +63,7 @@ impl SelfAttention {
             norm: load_norm(config, loader, name, &["norm_q", "norm_k"])?,
             o: loader.rows(&format!("{name}.o"), dim, dim)?,
             heads: Heads::of(config, loader),
+            ops: loader.ops.clone(),
         })
     }
 
@@ -84,16 +78,36 @@ impl SelfAttention {
         cache: &mut KvCache,
         tp: &Tp,
     ) -> Result<Tensor, DitError> {
-        let heads = self.heads;
-        let (tokens, channels) = (x.size()[1], heads.channels());
         let qkv = self.qkv.forward(x)?;
+        let mut slot = cache.open(self.layer, pass.plan)?;
+        let q = self.place(&qkv, pass.rotations, &mut slot, tp)?;
+        self.o.forward(&self.ops.attend(&q, &slot.keys, &slot.values, pass.mask)?, tp)
+    }
+
+    /// Queries `[1, n, heads, d]` of projected tokens `[1, n, 3 * heads * d]`; keys and values go into the slot. Queries
+    /// and keys are normalised and rotated.
+    fn place(
+        &self,
+        qkv: &Tensor,
+        rotations: &Tensor,
+        slot: &mut KvSlot,
+        tp: &Tp,
+    ) -> Result<Tensor, DitError> {
+        let heads = self.heads;
+        let (tokens, channels) = (qkv.size()[1], heads.channels());
+        if let Some(fused) = self.ops.fused() {
+            let q = slot.new_keys.f_empty_like()?;
+            let outputs = [&q, &slot.new_keys, &slot.new_values];
+            self.norm.forward_into(fused, qkv, Some(rotations), &outputs, tp)?;
+            return Ok(q);
+        }
         let qk = qkv.f_narrow(2, 0, 2 * channels)?.f_unflatten(2, [2, channels])?;
         let qk = self.norm.forward(&qk, tp)?.f_view([1, tokens, 2 * heads.count, heads.width])?;
-        let qk = rotate(&qk, pass.rotations)?;
+        let qk = rotate(&qk, rotations)?;
         let v = qkv.f_narrow(2, 2 * channels, channels)?.f_unflatten(2, [heads.count, heads.width])?;
         let (q, k) = (qk.f_narrow(2, 0, heads.count)?, qk.f_narrow(2, heads.count, heads.count)?);
-        let (k, v) = cache.store(self.layer, pass.plan, &k, &v)?;
-        self.o.forward(&attend(&q, &k, &v, pass.mask)?, tp)
+        slot.fill(&k, &v)?;
+        Ok(q)
     }
 }
 
@@ -106,6 +120,7 @@ pub struct CrossAttention {
     norm_k: ShardedRmsNorm,
     o: RowParallel,
     heads: Heads,
+    ops: Ops,
 }
 
 impl CrossAttention {
@@ -119,6 +134,7 @@ impl CrossAttention {
             norm_k: load_norm(config, loader, name, &["norm_k"])?,
             o: loader.rows(&part("o"), dim, dim)?,
             heads: Heads::of(config, loader),
+            ops: loader.ops.clone(),
         })
     }
 
@@ -143,9 +159,16 @@ impl CrossAttention {
     /// # Errors
     /// A rank is gone, out of step or late; the device has no memory.
     pub fn forward(&self, x: &Tensor, text: &(Tensor, Tensor), tp: &Tp) -> Result<Tensor, DitError> {
-        let q = self.q.forward(x)?.f_unsqueeze(2)?;
-        let q = self.split(&self.norm_q.forward(&q, tp)?.f_squeeze_dim(2)?)?;
-        self.o.forward(&attend(&q, &text.0, &text.1, None)?, tp)
+        let q = self.q.forward(x)?;
+        let q = match self.ops.fused() {
+            Some(fused) => {
+                let normed = self.split(&q.f_empty_like()?)?;
+                self.norm_q.forward_into(fused, &q, None, &[&normed], tp)?;
+                normed
+            }
+            None => self.split(&self.norm_q.forward(&q.f_unsqueeze(2)?, tp)?.f_squeeze_dim(2)?)?,
+        };
+        self.o.forward(&self.ops.attend(&q, &text.0, &text.1, None)?, tp)
     }
 
     fn split(&self, x: &Tensor) -> Result<Tensor, TchError> {

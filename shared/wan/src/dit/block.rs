@@ -5,7 +5,7 @@ use tch::{TchError, Tensor};
 use super::attention::{CrossAttention, SelfAttention, SelfAttentionPass};
 use super::cache::KvCache;
 use super::load::{Linear, Loader, RowParallel};
-use super::norm::layer_norm;
+use super::residual::{Norm, Residual};
 use super::{DitError, Tp};
 use crate::config::DitConfig;
 use crate::weights::WeightsError;
@@ -38,23 +38,6 @@ struct Modulation {
     gate: Tensor,
 }
 
-impl Modulation {
-    /// `norm(x) * (1 + scale) + shift`, without affine norm.
-    fn modulate(&self, x: &Tensor, eps: f64) -> Result<Tensor, TchError> {
-        if self.shift.size()[0] == 1 {
-            // One row for all tokens is what a norm's own affine part is: one pass over the tokens instead of two.
-            let row = |x: &Tensor| x.f_flatten(0, -1);
-            return layer_norm(x, Some((&row(&self.scale)?, &row(&self.shift)?)), eps);
-        }
-        self.shift.f_addcmul(&layer_norm(x, None, eps)?, &self.scale)
-    }
-
-    /// `x + gate * y` in place.
-    fn add_gated(&self, x: &mut Tensor, y: &Tensor) -> Result<(), TchError> {
-        x.f_addcmul_(y, &self.gate).map(drop)
-    }
-}
-
 impl Block {
     pub(super) fn load(config: &DitConfig, loader: &Loader, layer: usize) -> Result<Self, WeightsError> {
         let (dim, name) = (config.dim, format!("blocks.{layer}"));
@@ -82,14 +65,14 @@ impl Block {
         Ok(Modulations { attention: part(0)?, feed_forward: part(1)? })
     }
 
-    /// Runs the block on `x` `[F, S, dim]`, in place. `time` has one row for all frames or one for each; `text` are this
+    /// Runs the block on `x` `[F, S, dim]`. `time` has one row for all frames or one for each; `text` are this
     /// layer's cached text keys and values.
     ///
     /// # Errors
     /// A rank is gone, out of step or late; the device has no memory.
     pub fn forward(
         &self,
-        x: &mut Tensor,
+        x: &mut Residual,
         time: &Modulations,
         text: &(Tensor, Tensor),
         pass: &SelfAttentionPass,
@@ -107,38 +90,42 @@ impl Block {
     /// As for [`Self::forward`].
     pub fn add_self_attn(
         &self,
-        x: &mut Tensor,
+        x: &mut Residual,
         time: &Modulations,
         pass: &SelfAttentionPass,
         cache: &mut KvCache,
         tp: &Tp,
     ) -> Result<(), DitError> {
         let (size, time) = (x.size(), &time.attention);
-        let attended = sequence(&time.modulate(x, self.eps)?)?;
+        let attended = sequence(&x.norm(self.modulated(time))?)?;
         let attended = self.self_attn.forward(&attended, pass, cache, tp)?;
-        Ok(time.add_gated(x, &attended.f_view(size.as_slice())?)?)
+        Ok(x.add(attended.f_view(size.as_slice())?, Some(&time.gate))?)
     }
 
     /// The second third of [`Self::forward`].
     ///
     /// # Errors
     /// As for [`Self::forward`].
-    pub fn add_cross_attn(&self, x: &mut Tensor, text: &(Tensor, Tensor), tp: &Tp) -> Result<(), DitError> {
+    pub fn add_cross_attn(&self, x: &mut Residual, text: &(Tensor, Tensor), tp: &Tp) -> Result<(), DitError> {
         let size = x.size();
-        let crossed = sequence(&layer_norm(x, Some((&self.norm3.0, &self.norm3.1)), self.eps)?)?;
+        let (scale, shift) = (&self.norm3.0, &self.norm3.1);
+        let crossed = sequence(&x.norm(Norm { scale, shift, eps: self.eps })?)?;
         let crossed = self.cross_attn.forward(&crossed, text, tp)?;
-        let _ = x.f_add_(&crossed.f_view(size.as_slice())?)?;
-        Ok(())
+        Ok(x.add(crossed.f_view(size.as_slice())?, None)?)
     }
 
     /// The last third of [`Self::forward`].
     ///
     /// # Errors
     /// As for [`Self::forward`].
-    pub fn add_ffn(&self, x: &mut Tensor, time: &Modulations, tp: &Tp) -> Result<(), DitError> {
+    pub fn add_ffn(&self, x: &mut Residual, time: &Modulations, tp: &Tp) -> Result<(), DitError> {
         let time = &time.feed_forward;
-        let fed = self.ffn.forward(&time.modulate(x, self.eps)?, tp)?;
-        Ok(time.add_gated(x, &fed)?)
+        let fed = self.ffn.forward(&x.norm(self.modulated(time))?, tp)?;
+        Ok(x.add(fed, Some(&time.gate))?)
+    }
+
+    fn modulated<'a>(&self, time: &'a Modulation) -> Norm<'a> {
+        Norm { scale: &time.scale, shift: &time.shift, eps: self.eps }
     }
 }
 
@@ -153,6 +140,7 @@ fn sequence(x: &Tensor) -> Result<Tensor, TchError> {
 pub struct FeedForward {
     up: Linear,
     down: RowParallel,
+    gelu_in_product: bool,
 }
 
 impl FeedForward {
@@ -160,6 +148,7 @@ impl FeedForward {
         Ok(Self {
             up: loader.columns(&[format!("{name}.0")], config.ffn_dim, config.dim)?,
             down: loader.rows(&format!("{name}.2"), config.dim, config.ffn_dim)?,
+            gelu_in_product: loader.ops.gelu_in_product(),
         })
     }
 
@@ -168,7 +157,7 @@ impl FeedForward {
     /// # Errors
     /// A rank is gone, out of step or late; the device has no memory.
     pub fn forward(&self, x: &Tensor, tp: &Tp) -> Result<Tensor, DitError> {
-        let hidden = self.up.forward(x)?.f_gelu_("tanh")?;
+        let hidden = self.up.forward_gelu(x, self.gelu_in_product)?;
         self.down.forward(&hidden, tp)
     }
 }

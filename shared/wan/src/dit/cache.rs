@@ -43,6 +43,25 @@ impl KvPlan {
     }
 }
 
+/// Views of one layer's keys and values for one pass.
+#[derive(Debug)]
+pub(super) struct KvSlot {
+    /// `[1, tokens, heads, d]`: for the pass to fill in. So are the new values.
+    pub(super) new_keys: Tensor,
+    pub(super) new_values: Tensor,
+    /// `[1, keys, heads, d]`: all that the pass attends to, the new ones among them.
+    pub(super) keys: Tensor,
+    pub(super) values: Tensor,
+}
+
+impl KvSlot {
+    /// Fills in new keys and values `[1, tokens, heads, d]`.
+    pub(super) fn fill(&mut self, k: &Tensor, v: &Tensor) -> Result<(), TchError> {
+        self.new_keys.f_copy_(k)?;
+        self.new_values.f_copy_(v)
+    }
+}
+
 /// Keys (normalised and rotated) and values of one stream, on one rank: `[1, capacity, heads, d]` each, for each layer.
 #[derive(Debug)]
 pub struct KvCache {
@@ -121,28 +140,23 @@ impl KvCache {
         Ok(KvPlan { roll, write_at, attend_from, tokens, local_end, global_end: end })
     }
 
-    /// Stores the keys and values `[1, tokens, heads, d]` of one layer and returns all that the pass attends to.
+    /// Makes room for the keys and values of one layer.
     ///
     /// # Errors
-    /// The shapes do not fit the plan.
-    pub(super) fn store(
-        &mut self,
-        layer: usize,
-        plan: &KvPlan,
-        k: &Tensor,
-        v: &Tensor,
-    ) -> Result<(Tensor, Tensor), TchError> {
-        let (keys, values) = &self.layers[layer];
-        let put = |held: &Tensor, new: &Tensor| {
+    /// The device has no memory for what moves.
+    pub(super) fn open(&mut self, layer: usize, plan: &KvPlan) -> Result<KvSlot, TchError> {
+        let views = |held: &Tensor| {
             if let Some(Roll { from, to, len }) = plan.roll {
                 // Source and destination overlap, hence the copy.
                 let moved = held.f_narrow_copy(1, from, len)?;
                 held.f_narrow(1, to, len)?.f_copy_(&moved)?;
             }
-            held.f_narrow(1, plan.write_at, plan.tokens)?.f_copy_(new)?;
-            held.f_narrow(1, plan.attend_from, plan.keys())
+            let new = held.f_narrow(1, plan.write_at, plan.tokens)?;
+            Ok::<_, TchError>((new, held.f_narrow(1, plan.attend_from, plan.keys())?))
         };
-        Ok((put(keys, k)?, put(values, v)?))
+        let (keys, values) = &self.layers[layer];
+        let ((new_keys, keys), (new_values, values)) = (views(keys)?, views(values)?);
+        Ok(KvSlot { new_keys, new_values, keys, values })
     }
 
     /// Takes over the indices of a pass that went through all layers.
@@ -179,9 +193,10 @@ mod tests {
         let plan = cache.plan(start, 3).unwrap();
         let k = Tensor::arange_start(start, start + 3, (Kind::Float, Device::Cpu)).view([1, 3, 1, 1]);
         let k = k.expand([1, 3, 1, 2], false);
-        let (seen, _) = cache.store(0, &plan, &k, &k).unwrap();
+        let mut slot = cache.open(0, &plan).unwrap();
+        slot.fill(&k, &k).unwrap();
         cache.commit(&plan);
-        Vec::try_from(seen.select(3, 0).flatten(0, -1)).unwrap()
+        Vec::try_from(slot.keys.select(3, 0).flatten(0, -1)).unwrap()
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use tch::{Device, Kind, Tensor};
 
+use super::Ops;
 use crate::config::DitConfig;
 use crate::weights::{TensorSource, WeightsError};
 
@@ -35,6 +36,7 @@ pub(super) struct Loader<'a> {
     pub shard: Shard,
     pub device: Device,
     pub kind: Kind,
+    pub ops: Ops,
 }
 
 impl Loader<'_> {
@@ -106,6 +108,17 @@ impl Linear {
 
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor, tch::TchError> {
         x.f_linear(&self.weight, Some(&self.bias))
+    }
+
+    /// The same and GELU (tanh form). In one step where that is so: on a CPU libtorch has the erf form there.
+    pub(super) fn forward_gelu(&self, x: &Tensor, in_product: bool) -> Result<Tensor, tch::TchError> {
+        if !in_product {
+            return self.forward(x)?.f_gelu_("tanh");
+        }
+        let (size, weight) = (x.size(), self.weight.f_transpose(0, 1)?);
+        let rows = x.f_flatten(0, -2)?;
+        let hidden = self.bias.f_internal_addmm_activation(&rows, &weight, true)?;
+        hidden.f_unflatten(0, &size[..size.len() - 1])
     }
 }
 

@@ -5,22 +5,28 @@
 //! full width (q and k of self-attention share it). Embeddings, modulation and head are replicated.
 //!
 //! Semantics follow sections 3, 4.2, 4.5 and 8 of the reference data. Activations have the dtype the model was loaded in;
-//! norm statistics and rotations are f32, timestep sinusoid and rotary angles f64.
+//! norm statistics and rotations are f32, timestep sinusoid and rotary angles f64. A GPU in bf16 has kernels of its own for
+//! what stands between the products ([`fused`]) and attention by cuDNN; [`Ops`] says which are in effect.
 
 pub mod attention;
 pub mod block;
 pub mod cache;
 pub mod embed;
+pub mod fused;
 mod load;
 pub mod mask;
 mod model;
 pub mod norm;
+mod ops;
+mod residual;
 mod times;
 mod tp;
 
 pub use cache::{KvCache, KvCacheSpec, KvPlan, TextCache};
 pub use load::Shard;
 pub use model::{Attend, CausalDit};
+pub use ops::{Attention, Ops};
+pub use residual::{Norm, Residual};
 pub use tp::Tp;
 
 /// Why a forward pass failed. The KV cache it worked on is not to be used again.
@@ -30,6 +36,10 @@ pub enum DitError {
     Torch(#[from] tch::TchError),
     #[error(transparent)]
     Collective(#[from] collectives::CollectiveError),
+    #[error(transparent)]
+    Attention(#[from] torch_extra::ExtraError),
+    #[error(transparent)]
+    Fused(#[from] fused::FusedError),
     #[error("{what}: expected {expected}, got {found}")]
     Input { what: &'static str, expected: String, found: String },
     #[error(

@@ -8,7 +8,7 @@ use super::cache::{KvCache, KvCacheSpec, TextCache};
 use super::embed::{Embeddings, Head};
 use super::load::{Loader, Shard};
 use super::times::Times;
-use super::{DitError, Tp, mask};
+use super::{DitError, Ops, Residual, Tp, mask};
 use crate::config::DitConfig;
 use crate::rope::Rope;
 use crate::weights::{TensorSource, WeightsError};
@@ -29,6 +29,7 @@ pub struct CausalDit {
     config: DitConfig,
     shard: Shard,
     options: (Kind, Device),
+    ops: Ops,
     embeddings: Embeddings,
     blocks: Vec<Block>,
     head: Head,
@@ -52,7 +53,8 @@ impl CausalDit {
         shard.check(config)?;
         check_supported(config)?;
         let _guard = tch::no_grad_guard();
-        let loader = Loader { source, shard, device, kind };
+        let ops = Ops::choose(config, device, kind);
+        let loader = Loader { source, shard, device, kind, ops };
         let layers = usize::try_from(config.num_layers).unwrap_or(0);
         let blocks = (0..layers).map(|layer| Block::load(config, &loader, layer));
         Ok(Self {
@@ -65,6 +67,7 @@ impl CausalDit {
             rope: Rope::new(config.head_dim(), device),
             times: Times::default(),
             forwards: 0,
+            ops: loader.ops,
         })
     }
 
@@ -79,6 +82,11 @@ impl CausalDit {
     /// Dtype of the activations and the device they live on.
     pub fn options(&self) -> (Kind, Device) {
         self.options
+    }
+
+    /// The implementations in effect.
+    pub fn ops(&self) -> &Ops {
+        &self.ops
     }
 
     pub fn embeddings(&self) -> &Embeddings {
@@ -166,7 +174,7 @@ impl CausalDit {
         };
         let rotations = self.rope.rotations(start_frame, frames, rows, columns)?;
         let pass = SelfAttentionPass { rotations: &rotations, plan: &plan, mask: mask.as_ref() };
-        let mut x = self.embeddings.patches(latents)?;
+        let mut x = Residual::new(self.embeddings.patches(latents)?, &self.ops);
         // Streaming gives all frames the same timestep: one row then serves them all.
         let shared = timesteps.windows(2).all(|pair| pair[0].to_bits() == pair[1].to_bits());
         let timesteps = if shared { &timesteps[..1] } else { timesteps };
@@ -174,7 +182,7 @@ impl CausalDit {
         for ((block, time), text) in self.blocks.iter().zip(&time.blocks).zip(&text.layers) {
             block.forward(&mut x, time, text, &pass, cache, tp)?;
         }
-        let flow = self.head.forward(&x, &time.e, rows, columns)?;
+        let flow = self.head.forward(x.tensor()?, &time.e, rows, columns)?;
         cache.commit(&plan);
         self.forwards += 1;
         Ok(flow)

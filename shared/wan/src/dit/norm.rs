@@ -2,6 +2,7 @@
 
 use tch::{Kind, TchError, Tensor};
 
+use super::fused::{Fused, NormRotate};
 use super::{DitError, Tp};
 
 /// Layer norm over the last dimension, without or with scale and shift.
@@ -50,6 +51,32 @@ impl ShardedRmsNorm {
         let mut sums = sum_of_squares(x)?;
         tp.sum(&mut sums)?;
         Ok(self.apply(x, &sums)?)
+    }
+
+    /// As [`Self::forward`] in f32 throughout, of the first `P` of the parts that a row of `input` `[1, N, P' * dim / world]`
+    /// has, into `outputs` `[1, N, heads, d]`; they are turned by `rotations`, if any. Parts after them are copied.
+    ///
+    /// # Errors
+    /// A rank is gone, out of step or late; the shapes do not fit.
+    pub(super) fn forward_into(
+        &self,
+        fused: &Fused,
+        input: &Tensor,
+        rotations: Option<&Tensor>,
+        outputs: &[&Tensor],
+        tp: &Tp,
+    ) -> Result<(), DitError> {
+        let (parts, channels) = self.weight.size2()?;
+        let sums = if tp.world() == 1 {
+            None
+        } else {
+            let normed = input.f_narrow(2, 0, parts * channels)?.f_unflatten(2, [parts, channels])?;
+            let mut sums = sum_of_squares(&normed)?;
+            tp.sum(&mut sums)?;
+            Some(sums)
+        };
+        let (sums, weight, dim, eps) = (sums.as_ref(), &self.weight, self.dim, self.eps);
+        Ok(fused.norm_rotate(NormRotate { input, weight, sums, dim, eps, rotations, outputs })?)
     }
 
     /// Normalises `x` by sums of squares that are already over all ranks.
