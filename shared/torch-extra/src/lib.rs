@@ -9,7 +9,7 @@ mod ffi;
 mod memory;
 mod stream;
 
-pub use attention::{Attended, cudnn_attention};
+pub use attention::{cudnn_attention, cudnn_attention_with_lse};
 pub use event::Event;
 pub use memory::{Memory, memory};
 pub use stream::{Stream, current_stream};

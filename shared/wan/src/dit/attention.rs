@@ -4,6 +4,7 @@ use tch::{TchError, Tensor};
 
 use super::cache::{KvCache, KvPlan, KvSlot};
 use super::load::{Linear, Loader, RowParallel};
+use super::mask::Mask;
 use super::norm::{ShardedRmsNorm, sum_of_squares};
 use super::{DitError, Ops, Tp};
 use crate::config::DitConfig;
@@ -32,8 +33,7 @@ pub struct SelfAttentionPass<'a> {
     /// Rotations of the pass's tokens, see [`crate::rope::Rope`].
     pub rotations: &'a Tensor,
     pub plan: &'a KvPlan,
-    /// Added to the scores (float) or telling which keys are seen (bool).
-    pub mask: Option<&'a Tensor>,
+    pub mask: Option<&'a Mask>,
 }
 
 /// Self-attention of one block.

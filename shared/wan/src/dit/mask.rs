@@ -1,17 +1,37 @@
 //! What is added to, or allowed in, the attention scores. Masks are the same in all layers of a pass.
 
+use std::ops::Range;
+
 use tch::{Device, Kind, TchError, Tensor};
+
+/// What the scores of a pass get added, for the implementations that take it and those that can do better.
+#[derive(Debug)]
+pub enum Mask {
+    /// Added to the scores (float) or telling which keys are seen (bool).
+    Scores(Tensor),
+    /// `ln_bias` is added to the scores of these keys, between others before and after them: `scores` says the same.
+    Bias { keys: Range<i64>, ln_bias: f64, scores: Tensor },
+}
+
+impl Mask {
+    /// `[.., queries, keys]`
+    pub(super) fn scores(&self) -> &Tensor {
+        match self {
+            Self::Scores(scores) | Self::Bias { scores, .. } => scores,
+        }
+    }
+}
 
 /// Which keys of `keys` are past frames that the attention bias weakens: neither the first frame of the window nor the
 /// current block. Empty when the window holds nothing else.
-pub fn biased_keys(keys: i64, tokens_per_frame: i64, block_frames: i64) -> std::ops::Range<i64> {
+pub fn biased_keys(keys: i64, tokens_per_frame: i64, block_frames: i64) -> Range<i64> {
     let start = tokens_per_frame.min(keys);
     start..(keys - block_frames * tokens_per_frame).max(start)
 }
 
-/// `[1, 1, queries, keys]`, added to the scaled scores: `ln(bias)` for the biased keys, 0 elsewhere. `None` when no key
-/// is biased. The reference pads this path with zero keys that take part in the softmax; that is an artefact of its
-/// kernel and not done here.
+/// [`Mask::Bias`] of `ln(bias)` for the biased keys, its scores `[1, 1, queries, keys]`. `None` when no key is biased. The
+/// reference pads this path with zero keys that take part in the softmax; that is an artefact of its kernel and not done
+/// here.
 ///
 /// # Errors
 /// The device has no memory for it.
@@ -22,7 +42,7 @@ pub(super) fn attention_bias(
     tokens_per_frame: i64,
     block_frames: i64,
     options: (Kind, Device),
-) -> Result<Option<Tensor>, TchError> {
+) -> Result<Option<Mask>, TchError> {
     let biased = biased_keys(keys, tokens_per_frame, block_frames);
     #[expect(clippy::float_cmp, reason = "1 is the stated value for no bias, not the result of arithmetic")]
     if bias == 1.0 || biased.is_empty() {
@@ -30,7 +50,8 @@ pub(super) fn attention_bias(
     }
     let row = Tensor::f_zeros([1, 1, 1, keys], options)?;
     let _ = row.f_narrow(3, biased.start, biased.end - biased.start)?.f_fill_(bias.ln())?;
-    Ok(Some(row.f_expand([1, 1, queries, keys], false)?))
+    let scores = row.f_expand([1, 1, queries, keys], false)?;
+    Ok(Some(Mask::Bias { keys: biased, ln_bias: bias.ln(), scores }))
 }
 
 /// `[tokens, tokens]` of booleans: query `i` may see key `j` iff the block of `j` is not after the block of `i`. `None`

@@ -7,6 +7,7 @@ use super::block::Block;
 use super::cache::{KvCache, KvCacheSpec, TextCache};
 use super::embed::{Embeddings, Head};
 use super::load::{Loader, Shard};
+use super::mask::Mask;
 use super::times::Times;
 use super::{DitError, Ops, Residual, Tp, mask};
 use crate::config::DitConfig;
@@ -169,7 +170,7 @@ impl CausalDit {
             Attend::Recompute { block_frames } => {
                 cache.reset();
                 let mask = mask::block_causal(tokens, block_frames * per_frame, self.options.1)?;
-                (0, cache.plan(0, tokens)?, mask)
+                (0, cache.plan(0, tokens)?, mask.map(Mask::Scores))
             }
         };
         let rotations = self.rope.rotations(start_frame, frames, rows, columns)?;

@@ -2,12 +2,14 @@
 //! work and do not see the choice.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use tch::{Device, Kind, Tensor};
 
 use super::DitError;
-use super::fused::Fused;
+use super::fused::{Fused, Part};
+use super::mask::Mask;
 use crate::config::DitConfig;
 
 /// Tokens of the attention that cuDNN is tried with: neither count is a multiple of anything.
@@ -104,17 +106,43 @@ impl Ops {
         q: &Tensor,
         k: &Tensor,
         v: &Tensor,
-        mask: Option<&Tensor>,
+        mask: Option<&Mask>,
     ) -> Result<Tensor, DitError> {
         let by_head = |x: &Tensor| x.f_transpose(1, 2);
         let (q, k, v) = (by_head(q)?, by_head(k)?, by_head(v)?);
-        let out = if self.attention == Attention::Cudnn && mask.is_none() {
-            torch_extra::cudnn_attention(&q, &k, &v, false)?.out
-        } else {
-            Tensor::f_scaled_dot_product_attention(&q, &k, &v, mask, 0.0, false, None, false)?
+        let out = match (self.attention, mask, self.fused()) {
+            (Attention::Cudnn, None, _) => by_head(&torch_extra::cudnn_attention(&q, &k, &v)?)?,
+            (Attention::Cudnn, Some(Mask::Bias { keys, ln_bias, .. }), Some(fused)) => {
+                in_parts(fused, [&q, &k, &v], keys, *ln_bias)?
+            }
+            _ => {
+                let mask = mask.map(Mask::scores);
+                by_head(&Tensor::f_scaled_dot_product_attention(&q, &k, &v, mask, 0.0, false, None, false)?)?
+            }
         };
-        Ok(out.f_transpose(1, 2)?.f_flatten(2, 3)?)
+        Ok(out.f_flatten(2, 3)?)
     }
+}
+
+/// Attention `[1, n, heads, d]` of `[1, heads, n, d]` tensors with a bias on some keys, between others: cuDNN takes no mask
+/// at its full speed, so each of the three sets of keys is attended to by itself.
+fn in_parts(
+    fused: &Fused,
+    [q, k, v]: [&Tensor; 3],
+    biased: &Range<i64>,
+    ln_bias: f64,
+) -> Result<Tensor, DitError> {
+    let part = |keys: Range<i64>| -> Result<(Tensor, Tensor), DitError> {
+        let of = |x: &Tensor| x.f_narrow(2, keys.start, keys.end - keys.start);
+        let (out, lse) = torch_extra::cudnn_attention_with_lse(q, &of(k)?, &of(v)?)?;
+        Ok((out.f_transpose(1, 2)?.f_contiguous()?, lse.f_contiguous()?))
+    };
+    let (before, biased, after) =
+        (part(0..biased.start)?, part(biased.clone())?, part(biased.end..k.size()[2])?);
+    let out = before.0.f_empty_like()?;
+    let parts = [&before, &biased, &after].map(|(out, lse)| Part { out, lse });
+    fused.merge(parts, ln_bias, &out)?;
+    Ok(out)
 }
 
 /// Equal exactly where ranks compute alike.

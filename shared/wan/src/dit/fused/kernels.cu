@@ -180,3 +180,32 @@ extern "C" __global__ void add_norm(ushort* __restrict__ x, const ushort* __rest
     store(normed + token * channels, vector, pack(v[i]));
   }
 }
+
+// Attention over three sets of keys from the attention over each: blockIdx.x is the token. Output [N, channels] is the sum of
+// the parts [N, channels], weighted by the softmax of their log-sum-exps [heads, N], to the middle one of which `bias` is
+// added.
+extern "C" __global__ void merge(const ushort* __restrict__ part0, const ushort* __restrict__ part1,
+                                 const ushort* __restrict__ part2, const float* __restrict__ lse0,
+                                 const float* __restrict__ lse1, const float* __restrict__ lse2, float bias,
+                                 ushort* __restrict__ output, int tokens, int channels, int head_width) {
+  const int token = blockIdx.x;
+  const long long row = static_cast<long long>(token) * channels;
+#pragma unroll
+  for (int i = 0; i < VECTORS; ++i) {
+    const int vector = threadIdx.x + i * blockDim.x;
+    if (vector >= channels / WIDTH) continue;
+    const long long at = static_cast<long long>(vector * WIDTH / head_width) * tokens + token;
+    const float a = lse0[at], b = lse1[at] + bias, c = lse2[at];
+    const float most = fmaxf(a, fmaxf(b, c));
+    float weights[] = {__expf(a - most), __expf(b - most), __expf(c - most)};
+    const float sum = weights[0] + weights[1] + weights[2];
+    Vector merged = unpack(load(part0 + row, vector));
+    const Vector second = unpack(load(part1 + row, vector)), third = unpack(load(part2 + row, vector));
+#pragma unroll
+    for (int j = 0; j < WIDTH; ++j) {
+      merged.at[j] =
+          (weights[0] * merged.at[j] + weights[1] * second.at[j] + weights[2] * third.at[j]) / sum;
+    }
+    store(output + row, vector, pack(merged));
+  }
+}

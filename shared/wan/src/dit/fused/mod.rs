@@ -39,6 +39,7 @@ pub struct Fused {
     program: Program,
     norm_rotate: Kernel,
     add_norm: Kernel,
+    merge: Kernel,
 }
 
 /// What [`Fused::norm_rotate`] works on. All are bf16 and contiguous but for what is said.
@@ -59,19 +60,28 @@ pub struct NormRotate<'a> {
     pub outputs: &'a [&'a Tensor],
 }
 
-/// What [`Fused::add_norm`] works on, bf16. Of `T` rows each serves as many tokens.
+/// What [`Fused::add_norm`] works on, bf16. Of `T` rows each serves as many tokens; one may serve all where others have `T`.
 #[derive(Clone, Copy, Debug)]
 pub struct AddNorm<'a> {
     /// `[F, S, C]`, contiguous. Gets `gate * y` added.
     pub x: &'a Tensor,
     /// `y`, of the shape of `x` and contiguous, and its gate `[T, 1, C]`; none counts as 1.
     pub added: Option<(&'a Tensor, Option<&'a Tensor>)>,
-    /// `[T, 1, C]` or `[C]`, both alike.
+    /// `[T, 1, C]` or `[C]`.
     pub scale: &'a Tensor,
     pub shift: &'a Tensor,
     pub eps: f64,
     /// Of the shape of `x`, contiguous. Overwritten with `layer_norm(x) * scale + shift`.
     pub normed: &'a Tensor,
+}
+
+/// Attention over some of the keys.
+#[derive(Clone, Copy, Debug)]
+pub struct Part<'a> {
+    /// `[1, N, H, d]`, bf16, contiguous.
+    pub out: &'a Tensor,
+    /// `[1, H, N, 1]`, f32, contiguous.
+    pub lse: &'a Tensor,
 }
 
 impl Fused {
@@ -97,7 +107,8 @@ impl Fused {
         let source = CString::new(SOURCE).unwrap_or_default();
         let program = Program::load(index, &source)?;
         let (norm_rotate, add_norm) = (program.kernel(c"norm_rotate")?, program.kernel(c"add_norm")?);
-        Ok(Self { device: Device::Cuda(index), program, norm_rotate, add_norm })
+        let merge = program.kernel(c"merge")?;
+        Ok(Self { device: Device::Cuda(index), program, norm_rotate, add_norm, merge })
     }
 
     /// Whether a model's widths are some that the kernels can have.
@@ -175,7 +186,8 @@ impl Fused {
             None => (null, None),
             Some((y, gate)) => (whole("y", y)?, gate),
         };
-        let rows = scale.numel() as i64 / channels.max(1);
+        let rows = [Some(scale), Some(shift), gate].into_iter().flatten();
+        let rows = rows.map(|rows| row_count(rows, channels)).max().unwrap_or(0);
         let gate = gate.map(|gate| self.rows("gate", gate, rows, channels)).transpose()?;
         let (gate, gate_stride) = gate.unwrap_or((null, Argument::I64(0)));
         let (scale, scale_stride) = self.rows("scale", scale, rows, channels)?;
@@ -199,6 +211,38 @@ impl Fused {
         ];
         // SAFETY: as for the other kernel.
         unsafe { self.launch(self.add_norm, (tokens, 1), channels, &arguments) }
+    }
+
+    /// Attention over three sets of keys, from the attention over each; `bias` is added to all scores of the middle one.
+    ///
+    /// # Errors
+    /// A tensor has another shape, dtype, layout or device; the launch fails.
+    pub fn merge(&self, parts: [Part; 3], bias: f64, output: &Tensor) -> Result<(), FusedError> {
+        let size = output.size();
+        let [1, tokens, heads, width] = size[..] else {
+            return Err(mismatch("output", "[1, N, H, d]", format!("{size:?}")));
+        };
+        if width % WIDTH != 0 {
+            return Err(mismatch("output", "heads of a multiple of 8 channels", width.to_string()));
+        }
+        let out = |part: &Part| self.whole("part", part.out, &size, Kind::BFloat16);
+        let lse = |part: &Part| self.whole("log-sum-exp", part.lse, &[1, heads, tokens, 1], Kind::Float);
+        let [a, b, c] = &parts;
+        let arguments = [
+            out(a)?,
+            out(b)?,
+            out(c)?,
+            lse(a)?,
+            lse(b)?,
+            lse(c)?,
+            Argument::F32(bias as f32),
+            self.whole("output", output, &size, Kind::BFloat16)?,
+            Argument::I32(small(tokens)),
+            Argument::I32(small(heads * width)),
+            Argument::I32(small(width)),
+        ];
+        // SAFETY: as for the other kernels.
+        unsafe { self.launch(self.merge, (tokens, 1), heads * width, &arguments) }
     }
 
     /// # Safety
@@ -237,7 +281,7 @@ impl Fused {
         self.aligned(what, tensor, kind)
     }
 
-    /// Place and row stride of scale, shift or gate.
+    /// Place and row stride of scale, shift or gate, which have `count` rows or one.
     fn rows(
         &self,
         what: &'static str,
@@ -246,8 +290,10 @@ impl Fused {
         channels: i64,
     ) -> Result<(Argument, Argument), FusedError> {
         let (size, stride) = (rows.size(), rows.stride());
-        let fits = size == [count, 1, channels] || (count == 1 && size == [channels]);
-        let apart = if count == 1 { 0 } else { stride[0] };
+        let own = row_count(rows, channels);
+        let fits = size == [own, 1, channels] || size == [channels];
+        let fits = fits && (own == 1 || own == count);
+        let apart = if own == 1 { 0 } else { stride[0] };
         if !fits || stride.last() != Some(&1) || apart % WIDTH != 0 {
             let found = format!("{size:?}, strides {stride:?}");
             return Err(mismatch(what, &format!("[{count}, 1, {channels}], rows contiguous"), found));
@@ -269,6 +315,10 @@ impl Fused {
 
 fn mismatch(what: &'static str, expected: &str, found: String) -> FusedError {
     FusedError::Input { what, expected: expected.to_owned(), found }
+}
+
+fn row_count(rows: &Tensor, channels: i64) -> i64 {
+    rows.numel() as i64 / channels.max(1)
 }
 
 /// Sizes of tensors that fit a GPU fit.
