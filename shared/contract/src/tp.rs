@@ -26,7 +26,7 @@ pub struct Parity {
     pub dtype: Dtype,
     /// `cpu`, `cuda`.
     pub device: String,
-    /// The attention implementation in effect, not the one asked for.
+    /// The implementations of attention and elementwise work in effect, not those asked for.
     pub attention_backend: String,
     /// Absent unless an operator chose one: a default is never compared with a choice.
     pub tp_plan: Option<ChosenPlan>,

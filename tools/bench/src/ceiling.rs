@@ -42,11 +42,19 @@ impl Ceiling {
 }
 
 fn rate(device: Device, flops: f64, work: impl Fn() -> Result<Tensor>) -> Result<f64> {
+    Ok(flops / median_ms(device, work)? / 1e9)
+}
+
+/// Median time of the device over several runs.
+///
+/// # Errors
+/// Those of `work`, and of the device.
+pub(crate) fn median_ms(device: Device, work: impl Fn() -> Result<Tensor>) -> Result<f64> {
     let mut times = Vec::new();
     for _ in 0..WARM_UP + RUNS {
         times.push(tch::no_grad(|| time(device, &work))?);
     }
-    Ok(flops / Summary::of(times.split_off(WARM_UP)).median / 1e9)
+    Ok(Summary::of(times.split_off(WARM_UP)).median)
 }
 
 /// Milliseconds of the device.

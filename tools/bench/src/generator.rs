@@ -19,7 +19,7 @@ use crate::options::{self, ModelOptions, PrecisionOption, SizeOptions, Subject, 
 use crate::ranks::{self, GroupOptions, Member};
 use crate::statistics::Summary;
 use crate::work::Work;
-use crate::{line, machine};
+use crate::{line, machine, parts};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
@@ -110,6 +110,7 @@ fn measure(options: &Options, subject: &Subject, member: &Member) -> Result<Valu
     let ops = stream.generator.dit().ops();
     let heads = (config.dit.num_heads / i64::from(world), config.dit.head_dim());
     let ceiling = Ceiling::measure(device, kind, heads, ops)?;
+    let parts = tch::no_grad(|| parts::measure(config, subject.latents(), (kind, device), world, ops))?;
     let chunk = Summary::of(times);
     let phases: Map<_, _> = phases.into_iter().map(|(phase, ms)| (phase, Summary::of(ms).json())).collect();
     Ok(line::join([
@@ -121,7 +122,7 @@ fn measure(options: &Options, subject: &Subject, member: &Member) -> Result<Valu
         json!({
             "world_size": world, "ranks_share_a_gpu": options.group.share_gpu,
             "bias": options.bias, "chunks": options.chunks, "warm_up_chunks_excluded": options.warm_up,
-            "forwards": forwards, "load_s": load / 1e3, "chunk_ms": chunk.json(), "host_phases_ms": phases,
+            "forwards": forwards, "load_s": load / 1e3, "chunk_ms": chunk.json(), "host_phases_ms": phases, "parts_ms": parts,
         }),
         shares(config, subject.size, world, chunk.median, ceiling),
         memory,

@@ -14,6 +14,7 @@ mod line;
 mod link;
 mod machine;
 mod options;
+mod parts;
 mod ranks;
 mod statistics;
 mod text;

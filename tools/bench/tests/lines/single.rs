@@ -26,7 +26,7 @@ fn a_generator_alone_says_how_it_streamed_and_how_near_to_the_ceiling() {
             "height": 96, "width": 160, "latent_frames": 3, "window_latent_frames": 6,
             "steps": [1000, 750, 500, 250], "recompute_pass": true, "commit_pass": false, "forwards": 5,
             "bias": 0.5, "attention_backend": "torch-eager", "elementwise": "torch-eager", "missing": [],
-            "world_size": 1, "chunks": 3, "tensors_peak_mib": null, "reserved_peak_mib": null,
+            "world_size": 1, "chunks": 3, "parts_ms": null, "tensors_peak_mib": null, "reserved_peak_mib": null,
             "warm_up_chunks_excluded": 2,
         }),
     );
