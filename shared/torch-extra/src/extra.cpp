@@ -4,6 +4,7 @@
 // Every function returns null, or a message that the caller frees with free(): no exception leaves this file. Tensors
 // are those of tch, a pointer to at::Tensor each; one that is handed out belongs to the caller. Devices are CUDA indices.
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/_addmm_activation.h>
 #include <ATen/ops/_scaled_dot_product_cudnn_attention.h>
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/Event.h>
@@ -49,6 +50,12 @@ char* torch_extra_cudnn_attention(const at::Tensor* q, const at::Tensor* k, cons
     if (with_lse) *lse = new at::Tensor(std::move(std::get<1>(result)));
     *out = made.release();
   });
+}
+
+// GELU(x weight^T + bias): rows [N, I], weight [O, I], bias [O]. tch's own binding leaves out beta and alpha, so that its
+// flag for GELU is taken for beta and the result is that of ReLU.
+char* torch_extra_linear_gelu(const at::Tensor* x, const at::Tensor* weight, const at::Tensor* bias, at::Tensor** out) {
+  return guarded([&] { *out = new at::Tensor(at::_addmm_activation(*bias, *x, weight->t(), 1, 1, /*use_gelu=*/true)); });
 }
 
 // The CUstream that libtorch gives its work on this thread.

@@ -21,6 +21,12 @@ unsafe extern "C" {
         out: *mut TensorPtr,
         lse: *mut TensorPtr,
     ) -> Message;
+    pub(crate) fn torch_extra_linear_gelu(
+        x: TensorPtr,
+        weight: TensorPtr,
+        bias: TensorPtr,
+        out: *mut TensorPtr,
+    ) -> Message;
     pub(crate) fn torch_extra_current_stream(device: i64, stream: *mut *mut c_void) -> Message;
     pub(crate) fn torch_extra_event_record(device: i64, event: *mut EventPtr) -> Message;
     pub(crate) fn torch_extra_event_elapsed(start: EventPtr, end: EventPtr, ms: *mut f64) -> Message;

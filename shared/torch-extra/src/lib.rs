@@ -1,4 +1,4 @@
-//! What libtorch has and tch does not bind: attention by cuDNN, the current stream, events, and the allocator's
+//! What libtorch has and tch does not bind: attention by cuDNN, a product with GELU in it, the current stream, events, and the allocator's
 //! statistics. The C++ is in `extra.cpp`; errors are what libtorch said.
 //!
 //! Nothing here opens CUDA: that is `device`'s, and before it has every call is an error that names what is missing.
@@ -6,11 +6,13 @@
 mod attention;
 mod event;
 mod ffi;
+mod linear;
 mod memory;
 mod stream;
 
 pub use attention::{cudnn_attention, cudnn_attention_with_lse};
 pub use event::Event;
+pub use linear::linear_gelu;
 pub use memory::{Memory, memory};
 pub use stream::{Stream, current_stream};
 

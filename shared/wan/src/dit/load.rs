@@ -2,7 +2,7 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::Ops;
+use super::{DitError, Ops};
 use crate::config::DitConfig;
 use crate::weights::{TensorSource, WeightsError};
 
@@ -111,14 +111,13 @@ impl Linear {
     }
 
     /// The same and GELU (tanh form). In one step where that is so: on a CPU libtorch has the erf form there.
-    pub(super) fn forward_gelu(&self, x: &Tensor, in_product: bool) -> Result<Tensor, tch::TchError> {
+    pub(super) fn forward_gelu(&self, x: &Tensor, in_product: bool) -> Result<Tensor, DitError> {
         if !in_product {
-            return self.forward(x)?.f_gelu_("tanh");
+            return Ok(self.forward(x)?.f_gelu_("tanh")?);
         }
-        let (size, weight) = (x.size(), self.weight.f_transpose(0, 1)?);
-        let rows = x.f_flatten(0, -2)?;
-        let hidden = self.bias.f_internal_addmm_activation(&rows, &weight, true)?;
-        hidden.f_unflatten(0, &size[..size.len() - 1])
+        let size = x.size();
+        let hidden = torch_extra::linear_gelu(&x.f_flatten(0, -2)?, &self.weight, &self.bias)?;
+        Ok(hidden.f_unflatten(0, &size[..size.len() - 1])?)
     }
 }
 
@@ -127,7 +126,7 @@ impl Linear {
 pub(super) struct RowParallel(Linear);
 
 impl RowParallel {
-    pub(super) fn forward(&self, x: &Tensor, tp: &super::Tp) -> Result<Tensor, super::DitError> {
+    pub(super) fn forward(&self, x: &Tensor, tp: &super::Tp) -> Result<Tensor, DitError> {
         if tp.world() == 1 {
             return Ok(self.0.forward(x)?);
         }

@@ -37,7 +37,7 @@ pub enum DitError {
     #[error(transparent)]
     Collective(#[from] collectives::CollectiveError),
     #[error(transparent)]
-    Attention(#[from] torch_extra::ExtraError),
+    Extra(#[from] torch_extra::ExtraError),
     #[error(transparent)]
     Fused(#[from] fused::FusedError),
     #[error("{what}: expected {expected}, got {found}")]
