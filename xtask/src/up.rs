@@ -37,7 +37,7 @@ pub struct Options {
     #[arg(long, default_value_t = 8000)]
     port: u16,
     /// The model that the cell serves.
-    #[arg(long, default_value = "tiny", value_parser = PossibleValuesParser::new(MODELS))]
+    #[arg(long, default_value = "demo", value_parser = PossibleValuesParser::new(MODELS))]
     model: String,
 }
 
