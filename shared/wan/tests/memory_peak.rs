@@ -74,7 +74,7 @@ fn a_chunk_works_in_what_was_said() {
     let tiny = ModelConfig::named("tiny").unwrap();
     for (family, bias) in [(Family::Krea, 0.3), (Family::SelfForcing { sink_size: 1 }, 1.0)] {
         let mut model = ModelConfig { family, sizes: vec![(224, 384)], ..tiny.clone() };
-        model.dit.dim = 512;
+        (model.dit.num_layers, model.dit.dim) = (2, 512);
         model.dit.ffn_dim = 2048;
         let source = SyntheticSource::new(1);
         let dit = CausalDit::load(&model.dit, &source, Shard::WHOLE, Device::Cpu, Kind::Float).unwrap();
