@@ -6,6 +6,7 @@
 mod context;
 mod kind;
 mod libraries;
+mod memory;
 
 use std::path::Path;
 
@@ -13,6 +14,7 @@ use tch::Device;
 
 pub use context::{Context, DriverFailure};
 pub use kind::DeviceKind;
+pub use memory::{Memory, MemoryError};
 
 /// Why the device that was asked for cannot be had.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -21,6 +21,7 @@ mod tp;
 pub use cache::{KvCache, KvCacheSpec, KvPlan, TextCache};
 pub use load::Shard;
 pub use model::{Attend, CausalDit};
+pub(crate) use times::KEPT as KEPT_TIMES;
 pub use tp::Tp;
 
 /// Why a forward pass failed. The KV cache it worked on is not to be used again.
