@@ -22,7 +22,7 @@ RUN mkdir -p /opt/kinemesh/bin /opt/kinemesh/lib \
       cp .kinemesh/site/torch/lib/*.so* /opt/kinemesh/lib/ \
       && find .kinemesh/site/nvidia -name '*.so*' -path '*/lib/*' -exec cp -n {} /opt/kinemesh/lib/ \; ; \
     fi \
- && cp -r nats /opt/kinemesh/nats
+ && cp -r nats models /opt/kinemesh/
 
 FROM debian:bookworm-slim
 RUN apt-get update \

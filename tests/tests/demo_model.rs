@@ -14,10 +14,10 @@ const CHUNKS: usize = 5;
 
 /// What the weights that ship must reach on the subset, in clips of [`PROMPTS`]: a clip less than what they were seen to
 /// reach. To be raised when better ones come.
-const LEAST: [(&str, usize); 4] = [("colour", 7), ("shape", 0), ("motion", 2), ("background", 6)];
+const LEAST: [(&str, usize); 4] = [("colour", 7), ("shape", 4), ("motion", 7), ("background", 7)];
 
 /// Streams of meshes of different sizes may differ in the last bits of their sums, and by what comes of that.
-const LOWEST_PSNR: f64 = 45.0;
+const LOWEST_PSNR: f64 = 40.0;
 
 #[test]
 fn the_measuring_tool_is_right_on_ground_truth_that_went_through_the_codec() {

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -16,7 +17,9 @@ use crate::console::Console;
 use crate::layout::Layout;
 use crate::outcome::Refused;
 use crate::setup;
-use crate::stack::{Readiness, Refusal, Stack, Supervisor, Watch, free_ports, is_free, signals};
+use crate::stack::{
+    CONFIGURATION, Readiness, Refusal, Spec, Stack, Supervisor, Watch, free_ports, is_free, signals,
+};
 
 const TICK: Duration = Duration::from_millis(50);
 const BROKER_PATIENCE: Duration = Duration::from_secs(10);
@@ -37,7 +40,7 @@ pub struct Options {
     #[arg(long, default_value_t = 8000)]
     port: u16,
     /// The model that the cell serves.
-    #[arg(long, default_value = "tiny", value_parser = PossibleValuesParser::new(MODELS))]
+    #[arg(long, default_value = "demo", value_parser = PossibleValuesParser::new(MODELS))]
     model: String,
 }
 
@@ -50,6 +53,9 @@ pub fn run(layout: &Layout, options: &Options) -> Result<()> {
     setup::run(layout, setup::Options::default())?;
     build(layout)?;
 
+    if let Some(reckoner) = plan(layout, options)?.reckoner(layout) {
+        println!("memory: {}", needed_memory(&reckoner)?);
+    }
     signals::listen();
     let console = Arc::new(Console::new());
     let Some((stack, mut supervisor)) = start_broker(layout, options, &console)? else { return Ok(()) };
@@ -97,6 +103,22 @@ fn plan(layout: &Layout, options: &Options) -> Result<Stack> {
         cores: thread::available_parallelism().map_or(1, Into::into),
         run_dir: layout.run_dir(gateway_port),
     })
+}
+
+/// What the services will need and what there is, in one line, asked of a program that starts nothing.
+///
+/// # Errors
+/// [`Refused`] if that is not free, or a setting cannot be used.
+pub fn needed_memory(reckoner: &Spec) -> Result<String> {
+    let mut command = Command::new(&reckoner.program);
+    command.args(&reckoner.args).envs(reckoner.env.iter().map(|(key, value)| (key, value)));
+    let output = command.stdin(Stdio::null()).output().context("cannot ask for the memory that is needed")?;
+    let (said, refusal) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    match output.status.code() {
+        Some(0) => Ok(said.trim().to_owned()),
+        Some(CONFIGURATION) => Err(Refused(refusal.trim().to_owned()).into()),
+        _ => bail!("cannot learn the memory that is needed: {}: {}", output.status, refusal.trim()),
+    }
 }
 
 fn build(layout: &Layout) -> Result<()> {

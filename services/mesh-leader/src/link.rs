@@ -47,6 +47,14 @@ impl LinkDesk {
         }
     }
 
+    /// Bytes of the leader's device that the slots of a lease take: none of a GPU's, where they are in shared memory.
+    pub(crate) fn device_bytes(&self) -> u64 {
+        match (self.kind, self.device) {
+            (LinkKind::Shm, Device::Cuda(_)) => 0,
+            _ => u64::from(SLOTS_IN + SLOTS_OUT) * self.slot_bytes,
+        }
+    }
+
     /// New memory for a new lease; that of the old one is gone.
     ///
     /// # Errors

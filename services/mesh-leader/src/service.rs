@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use bus::{Bus, Endpoint, Service, ServiceInfo};
 use contract::recording::RecordingRequest;
 use contract::{CellId, Error, InstanceId, MeshEpoch, Reason, subjects};
-use engine::Engine;
 use engine::settings::RankSettings;
+use engine::{Engine, When};
 use mesh::leader::{Leader, LeaderConfig};
 use runtime::{Context, ExitCode, HealthServer, Outcome};
 use tokio::sync::{mpsc, oneshot};
@@ -152,8 +152,8 @@ async fn serve(context: Context<LeaderSettings>) -> Result<Ended, Outcome> {
 /// Fingerprints of large checkpoints take a while.
 async fn resolve(settings: LeaderSettings, set_by: String) -> Result<RankSettings, Error> {
     let resolved = tokio::task::spawn_blocking(move || {
-        let build = env!("CARGO_PKG_VERSION");
-        RankSettings::resolve(&settings.model, &settings.mesh, &settings.device, build, &set_by)
+        // What it needs is said when it is loaded.
+        settings.rank(&set_by, When::BesideOthers).map(|(rank, _)| rank)
     });
     resolved
         .await

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use contract::Error;
-use engine::settings::{CUDA_LIBRARIES, DeviceSection, ModelSection};
+use engine::settings::{CUDA_LIBRARIES, DeviceSection, MEMORY_LIMIT, ModelSection, SIZES};
 use runtime::config::{Common, Provenance};
 use runtime::{ConfigError, ServiceConfig};
 use serde::{Deserialize, Serialize};
@@ -72,9 +72,11 @@ impl ServiceConfig for Config {
     const DOCS: &'static [(&'static str, &'static str)] = &[
         ("model.name", "tiny, demo, wan-1.3b or wan-14b"),
         ("model.weights", "synthetic:SEED, or the path of a checkpoint folder"),
+        SIZES,
         ("device.kind", "auto, cpu or cuda:N"),
         ("device.threads", "torch threads of a session's chunk loop"),
         CUDA_LIBRARIES,
+        MEMORY_LIMIT,
         ("stage0.max_sessions", "sessions at a time; the mesh may allow fewer"),
         ("stage0.pause_without_viewer_s", "a session that nobody watches pauses after this long"),
         ("stage0.end_without_viewer_s", "and ends after this long"),
@@ -97,7 +99,8 @@ impl ServiceConfig for Config {
 
     fn validate(&self, provenance: &Provenance) -> Result<(), ConfigError> {
         let at = |key: &'static str| move |e: Error| provenance.refuse(key, e.message);
-        self.model.config().map_err(at("model.name"))?;
+        self.model.named().map_err(at("model.name"))?;
+        self.model.config().map_err(at("model.sizes"))?;
         self.model.weights().map_err(at("model.weights"))?;
         self.device.resolve().map_err(at("device.kind"))?;
         let stage0 = &self.stage0;
@@ -123,5 +126,14 @@ impl ServiceConfig for Config {
             return Err(provenance.refuse("stage0.call_budget_floor_ms", text));
         }
         Ok(())
+    }
+
+    fn memory(&self) -> Result<String, ConfigError> {
+        let (sessions, limit) = (self.stage0.max_sessions, self.device.memory_limit());
+        let checked = self.model.config().and_then(|model| {
+            let device = self.device.resolve()?.device;
+            engine::check_stage0(&model, sessions, device, limit)
+        });
+        checked.map_err(|e| ConfigError::new("device", e.message))
     }
 }

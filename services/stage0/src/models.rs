@@ -2,10 +2,12 @@
 
 use contract::Error;
 use contract::model::ModelInfo;
+use engine::Reading;
 use engine::settings::{DeviceSection, ModelSection};
 use runtime::ConfigError;
 use tch::Device;
 use tracing::info;
+use wan::memory;
 use wan::text::{TextEncoder, TokenizerSource};
 use wan::vae::Vae;
 use wan::weights::Component;
@@ -21,20 +23,31 @@ pub(crate) struct Loaded {
 
 /// # Errors
 /// The key that names something that cannot be had, and why.
-pub(crate) fn load(model: &ModelSection, device: &DeviceSection) -> Result<Loaded, ConfigError> {
+pub(crate) fn load(
+    model: &ModelSection,
+    device: &DeviceSection,
+    sessions: u32,
+) -> Result<Loaded, ConfigError> {
     let at = |key: &'static str| move |e: Error| ConfigError::new(key, e.message);
     let refused = |e: &dyn std::fmt::Display| ConfigError::new("model.weights", e.to_string());
     let config = model.config().map_err(at("model.name"))?;
     let weights = model.weights().map_err(at("model.weights"))?;
     let chosen = device.resolve().map_err(at("device.kind"))?;
     info!(device = ?chosen.device, because = chosen.because, "device");
+    let fits = engine::check_stage0(&config, sessions, chosen.device, device.memory_limit());
+    info!("{}", fits.map_err(at("device"))?);
     let (device, kind) = (chosen.device, engine::compute_kind(chosen.device));
-    let text = weights.open(Component::Text, device).map_err(|e| refused(&e))?;
-    let encoder =
-        TextEncoder::load(&config.text, text.as_ref(), TokenizerSource::beside(&weights), device, kind)
-            .map_err(|e| refused(&e))?;
-    let source = weights.open(Component::Vae, device).map_err(|e| refused(&e))?;
-    let vae = Vae::load(&config.vae, source.as_ref(), device, kind).map_err(|e| refused(&e))?;
+    let reading = |what: &str, component, elements| {
+        let source = weights.open(component, device).map_err(|e| refused(&e))?;
+        Ok(Reading::begin(what, source, elements, (kind, device)))
+    };
+    let text = reading("text encoder", Component::Text, memory::encoder(&config.text))?;
+    let encoder = TextEncoder::load(&config.text, &text, TokenizerSource::beside(&weights), device, kind)
+        .map_err(|e| refused(&e))?;
+    text.end();
+    let source = reading("vae", Component::Vae, memory::autoencoder(&config.vae).read)?;
+    let vae = Vae::load(&config.vae, &source, device, kind).map_err(|e| refused(&e))?;
+    source.end();
     // The generator is not loaded here, but its identity must be the mesh's.
     let fingerprint = engine::fingerprint(&config, &weights).map_err(at("model.weights"))?;
     let model = engine::model_info(&config, &fingerprint).map_err(at("model.name"))?;

@@ -62,8 +62,8 @@ async fn serve(context: &Context<Config>) -> Result<Option<Running>, Outcome> {
     tokio::spawn(http.serve(context.health_router(), shutdown.token()));
 
     readiness.set_waiting("loading");
-    let (model, device) = (config.model.clone(), config.device.clone());
-    let loading = tokio::task::spawn_blocking(move || models::load(&model, &device));
+    let (model, device, sessions) = (config.model.clone(), config.device.clone(), config.stage0.max_sessions);
+    let loading = tokio::task::spawn_blocking(move || models::load(&model, &device, sessions));
     let Loaded { model, studio, device } = loading.await.map_err(Outcome::failed)?.map_err(Outcome::from)?;
     info!(model = model.name, fingerprint = model.fingerprint, "model loaded");
 

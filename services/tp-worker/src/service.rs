@@ -16,7 +16,6 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tracing::info;
 
-use crate::BUILD;
 use crate::board::Board;
 use crate::config::WorkerSettings;
 use crate::driver::{Driver, DriverState, Ended};
@@ -139,9 +138,7 @@ where
 
 /// Fingerprints of large checkpoints take a while.
 async fn resolve(settings: WorkerSettings, set_by: String) -> Result<RankSettings, Error> {
-    let resolved = tokio::task::spawn_blocking(move || {
-        RankSettings::resolve(&settings.model, &settings.mesh, &settings.device, BUILD, &set_by)
-    });
+    let resolved = tokio::task::spawn_blocking(move || settings.rank(&set_by));
     resolved
         .await
         .unwrap_or_else(|e| Err(Error::new(Reason::Internal, "reading the weights").detail(e.to_string())))

@@ -6,6 +6,7 @@
 mod context;
 mod kind;
 mod libraries;
+mod memory;
 mod program;
 
 use std::path::Path;
@@ -14,6 +15,7 @@ use tch::Device;
 
 pub use context::{Context, DriverFailure};
 pub use kind::DeviceKind;
+pub use memory::{Memory, MemoryError};
 pub use program::{Argument, Capability, CompileError, Kernel, Program, compile};
 
 /// Why the device that was asked for cannot be had.

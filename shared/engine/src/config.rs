@@ -4,6 +4,8 @@ use tch::{Device, Kind};
 use wan::config::ModelConfig;
 use wan::weights::Weights;
 
+use crate::Place;
+
 /// What one rank computes with.
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
@@ -16,6 +18,7 @@ pub struct EngineConfig {
     pub slots: usize,
     /// Conditioning embeddings that are kept.
     pub conditionings: usize,
+    pub place: Place,
 }
 
 impl EngineConfig {

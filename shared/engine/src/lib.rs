@@ -11,6 +11,8 @@ mod failure;
 mod info;
 mod load;
 mod monitor;
+mod placement;
+mod progress;
 mod run;
 pub mod settings;
 mod tensors;
@@ -31,6 +33,8 @@ pub use self::config::{EngineConfig, check_transport, check_world_size, compute_
 pub use self::info::{fingerprint, model_info};
 pub use self::load::meet;
 use self::monitor::Monitor;
+pub use self::placement::{Demand, Place, PlacementSection, Room, When, check_stage0};
+pub use self::progress::Reading;
 pub use self::run::Outcome;
 pub use self::tensors::CallTensors;
 

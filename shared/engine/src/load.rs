@@ -14,7 +14,7 @@ use wan::generator::Generator;
 use wan::weights::{Component, WeightsError};
 
 use crate::executor::Executor;
-use crate::{Group, failure};
+use crate::{EngineConfig, Group, Reading, When, failure};
 
 impl Executor {
     pub(crate) fn load(&mut self, group: Group, deadline: Instant) -> Result<(), LoadFailure> {
@@ -28,12 +28,7 @@ impl Executor {
         let own = self.have_shard(rank, world);
         let agreed = agree(&*collective, rank, own.is_ok(), self.config.device, deadline);
         self.collective = Some(collective);
-        own.map_err(|e| {
-            LoadFailure::Own(Error::new(
-                Reason::BadField,
-                format!("rank {rank}: the weights cannot be loaded: {e}"),
-            ))
-        })?;
+        own?;
         match agreed {
             Ok(None) => Ok(()),
             Ok(Some(failed)) => {
@@ -62,23 +57,37 @@ impl Executor {
         }
     }
 
-    fn have_shard(&mut self, rank: Rank, world: WorldSize) -> Result<(), WeightsError> {
+    fn have_shard(&mut self, rank: Rank, world: WorldSize) -> Result<(), LoadFailure> {
         if let Some((held_rank, held_world, generator)) = &mut self.loaded
             && (*held_rank, *held_world) == (rank, world)
         {
             (0..self.config.slots).for_each(|slot| generator.clear_slot(slot));
             return Ok(());
         }
+        let refused = |text: String| Error::new(Reason::BadField, format!("rank {rank}: {text}"));
+        // Another shard leaves room for this one, which a GPU does not show: libtorch keeps what it had.
+        if self.loaded.is_none() {
+            let fits = self.config.check_memory(world, When::BesideOthers);
+            info!("{}", fits.map_err(|e| LoadFailure::NoRoom(refused(e.message)))?);
+        }
         // The old shard goes first: two may not fit.
         self.loaded = None;
-        let started = Instant::now();
-        let model = &self.config.model;
-        let source = self.config.weights.open(Component::Dit, self.config.device)?;
-        let shard = Shard { rank: rank.0, world: world.get() };
-        let dit = CausalDit::load(&model.dit, &*source, shard, self.config.device, self.config.kind())?;
-        info!(%rank, world_size = %world, ms = started.elapsed().as_millis(), "the shard is loaded");
-        self.loaded = Some((rank, world, Generator::new(model, dit, self.config.slots)));
+        let dit = self.read_shard(rank, world);
+        let dit = dit.map_err(|e| LoadFailure::Own(refused(format!("the weights cannot be loaded: {e}"))))?;
+        self.loaded = Some((rank, world, Generator::new(&self.config.model, dit, self.config.slots)));
         Ok(())
+    }
+
+    fn read_shard(&self, rank: Rank, world: WorldSize) -> Result<CausalDit, WeightsError> {
+        let EngineConfig { model, weights, device, .. } = &self.config;
+        let (kind, shard) = (self.config.kind(), Shard { rank: rank.0, world: world.get() });
+        let source = weights.open(Component::Dit, *device)?;
+        let elements = wan::memory::shard(&model.dit, i64::from(shard.world));
+        let what = format!("weights of rank {rank} of {world}");
+        let reading = Reading::begin(&what, source, elements, (kind, *device));
+        let dit = CausalDit::load(&model.dit, &reading, shard, *device, kind)?;
+        reading.end();
+        Ok(dit)
     }
 }
 

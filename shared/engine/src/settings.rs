@@ -17,7 +17,7 @@ use wan::config::ModelConfig;
 use wan::dit::Ops;
 use wan::weights::Weights;
 
-use crate::{EngineConfig, compute_kind, fingerprint, model_info};
+use crate::{EngineConfig, Place, PlacementSection, compute_kind, fingerprint, model_info};
 
 /// Which model the cell serves. Equal on every rank.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,19 +26,43 @@ pub struct ModelSection {
     pub name: String,
     /// `synthetic:SEED`, or the path of a checkpoint folder.
     pub weights: String,
+    /// `HEIGHTxWIDTH` each; none is all that the model has.
+    pub sizes: Vec<String>,
 }
 
 impl Default for ModelSection {
     fn default() -> Self {
-        Self { name: "tiny".to_owned(), weights: "synthetic:42".to_owned() }
+        Self { name: "tiny".to_owned(), weights: "synthetic:42".to_owned(), sizes: Vec::new() }
     }
 }
 
 impl ModelSection {
+    /// The model with all its sizes.
+    ///
     /// # Errors
     /// `bad_field` for an unknown name, listing the known ones.
-    pub fn config(&self) -> Result<ModelConfig, Error> {
+    pub fn named(&self) -> Result<ModelConfig, Error> {
         ModelConfig::named(&self.name).map_err(|e| Error::new(Reason::BadField, e.to_string()))
+    }
+
+    /// # Errors
+    /// `bad_field` for an unknown name or size, listing the known ones.
+    pub fn config(&self) -> Result<ModelConfig, Error> {
+        let mut model = self.named()?;
+        if self.sizes.is_empty() {
+            return Ok(model);
+        }
+        let written = |(height, width): &(u32, u32)| format!("{height}x{width}");
+        let find = |asked: &String| {
+            model.sizes.iter().copied().find(|size| written(size) == *asked).ok_or_else(|| {
+                let allowed: Vec<_> = model.sizes.iter().map(written).collect();
+                let text = format!("model.sizes {asked:?}: {} are allowed", allowed.join(", "));
+                Error::new(Reason::BadField, text)
+            })
+        };
+        let chosen = self.sizes.iter().map(find).collect::<Result<Vec<_>, _>>()?;
+        model.sizes = chosen;
+        Ok(model)
     }
 
     /// # Errors
@@ -63,11 +87,13 @@ pub struct DeviceSection {
     pub threads: u32,
     /// Folder of `libtorch_cuda.so`, where that is not the folder of the libtorch in use.
     pub cuda_libraries: Option<PathBuf>,
+    /// The most of the device that may be planned with: checked before anything is loaded, not enforced afterwards.
+    pub memory_limit_mib: Option<u64>,
 }
 
 impl Default for DeviceSection {
     fn default() -> Self {
-        Self { kind: DeviceKind::Auto, threads: 1, cuda_libraries: None }
+        Self { kind: DeviceKind::Auto, threads: 1, cuda_libraries: None, memory_limit_mib: None }
     }
 }
 
@@ -80,13 +106,19 @@ impl DeviceSection {
         device::resolve(self.kind, self.cuda_libraries.as_deref())
             .map_err(|e| Error::new(Reason::BadField, e.to_string()))
     }
+
+    /// [`Self::memory_limit_mib`] in bytes.
+    #[must_use]
+    pub fn memory_limit(&self) -> Option<u64> {
+        Some(self.memory_limit_mib?.saturating_mul(1 << 20))
+    }
 }
 
 /// The mesh. Durations in milliseconds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct MeshSection {
-    /// Read by the leader, which tells the workers.
+    /// Read by the leader, which tells the workers; of a worker's own, only `--print-memory` knows.
     pub world_size: u32,
     /// Compared at join only where both sides set it.
     pub tp_plan: Option<TpPlan>,
@@ -129,14 +161,30 @@ impl Default for MeshSection {
 pub const CUDA_LIBRARIES: (&str, &str) =
     ("device.cuda_libraries", "folder of libtorch_cuda.so; default: where the loaded libtorch is");
 
+/// One line about `device.memory_limit_mib`, which stage 0 has too.
+pub const MEMORY_LIMIT: (&str, &str) = (
+    "device.memory_limit_mib",
+    "the most of the device's memory to plan with: what needs more is not loaded; default: all that is free",
+);
+
+/// One line about `model.sizes`, which stage 0 has too.
+pub const SIZES: (&str, &str) = (
+    "model.sizes",
+    "HEIGHTxWIDTH of the pictures that are served, the default first, the same in all services; none: all of the model's",
+);
+
 /// One line about each key, for `--print-config`.
 pub const DOCS: &[(&str, &str)] = &[
     ("model.name", "tiny, demo, wan-1.3b or wan-14b"),
     ("model.weights", "synthetic:SEED, or the path of a checkpoint folder"),
+    SIZES,
     ("device.kind", "auto, cpu or cuda:N"),
     ("device.threads", "threads of one tensor operation, the same on all ranks"),
     CUDA_LIBRARIES,
-    ("mesh.world_size", "ranks of the mesh; read by the leader"),
+    MEMORY_LIMIT,
+    ("placement.stage0", "whether stage0 computes on the same device, so that its memory is counted too"),
+    ("placement.ranks", "ranks that compute on this device, this one included"),
+    ("mesh.world_size", "ranks of the mesh; read by the leader, and by a worker's --print-memory"),
     ("mesh.tp_plan", "v1_generator_only or v0_full_pipeline; compared at join only where both sides set it"),
     ("mesh.session_slots", "KV slots for sessions, the same on all ranks"),
     (
@@ -205,6 +253,7 @@ impl RankSettings {
         model: &ModelSection,
         mesh: &MeshSection,
         device: &DeviceSection,
+        placement: &PlacementSection,
         build: &str,
         tp_plan_set_by: &str,
     ) -> Result<Self, Error> {
@@ -234,6 +283,7 @@ impl RankSettings {
             threads: device.threads,
             slots: mesh.session_slots as usize + 1,
             conditionings: mesh.conditionings as usize,
+            place: Place { beside: placement.clone(), limit: device.memory_limit(), link: 0 },
         };
         Ok(Self { engine, model: info, parity })
     }
@@ -241,4 +291,21 @@ impl RankSettings {
 
 fn dtype_of(kind: Kind) -> Dtype {
     if kind == Kind::BFloat16 { Dtype::Bf16 } else { Dtype::F32 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_those_that_were_chosen_in_that_order() {
+        let of = |sizes: &[&str]| {
+            let sizes = sizes.iter().map(ToString::to_string).collect();
+            ModelSection { sizes, ..ModelSection::default() }.config()
+        };
+        assert_eq!(of(&[]).unwrap().sizes.len(), 4);
+        assert_eq!(of(&["160x96", "128x128"]).unwrap().sizes, [(160, 96), (128, 128)]);
+        let error = of(&["128x129"]).unwrap_err().message;
+        assert!(error.contains("128x129") && error.contains("128x128, 160x160"), "{error}");
+    }
 }

@@ -7,13 +7,15 @@ use collectives::Rendezvous;
 use contract::model::ModelInfo;
 use contract::tp::{Plan, PlanId};
 use contract::{CacheEpoch, Digest, MeshEpoch, Rank, Reason, SessionSlot, WorldSize};
+use engine::PlacementSection;
 use engine::settings::{DeviceSection, MeshSection, ModelSection, RankSettings};
 use engine::{CallTensors, Engine, Group, Outcome};
 use tch::Device;
 
 fn settings() -> RankSettings {
     let (model, mesh) = (ModelSection::default(), MeshSection::default());
-    RankSettings::resolve(&model, &mesh, &DeviceSection::default(), "test", "default").unwrap()
+    let (device, placement) = (DeviceSection::default(), PlacementSection::default());
+    RankSettings::resolve(&model, &mesh, &device, &placement, "test", "default").unwrap()
 }
 
 fn soon() -> Instant {

@@ -67,6 +67,11 @@ where
         let printed = std::io::stdout().write_all(loaded.print().as_bytes());
         std::process::exit(if printed.is_ok() { 0 } else { 1 });
     }
+    if args.print_memory {
+        let needed = loaded.value.memory().unwrap_or_else(|e| refuse(about, &e.to_string()));
+        let printed = writeln!(std::io::stdout(), "{needed}");
+        std::process::exit(if printed.is_ok() { 0 } else { 1 });
+    }
     let common = loaded.value.common().clone();
     let grace = Duration::from_millis(common.shutdown.grace_ms);
     signals::PROCESS.grace_ns.store(u64::try_from(grace.as_nanos()).unwrap_or(u64::MAX), Ordering::Release);

@@ -68,6 +68,7 @@ fn load(file: &str, env: &[(&str, &str)], set: &[&str]) -> (Result<Loaded<Config
     let args = ConfigArgs {
         config: Some(path.path().to_owned()),
         print_config: false,
+        print_memory: false,
         set: set.iter().map(|s| (*s).to_owned()).collect(),
     };
     let env = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));

@@ -7,7 +7,7 @@
 use tch::{Device, Kind, TchError, Tensor};
 
 /// Rotations that are kept for reuse: a Krea stream uses two start frames, a rolling one a new one each chunk.
-const KEPT: usize = 4;
+pub(crate) const KEPT_ROTATIONS: usize = 4;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Grid {
@@ -47,7 +47,7 @@ impl Rope {
             return Ok(kept.shallow_clone());
         }
         let made = self.make(grid)?;
-        if self.kept.len() == KEPT {
+        if self.kept.len() == KEPT_ROTATIONS {
             drop(self.kept.remove(0));
         }
         self.kept.push((grid, made.shallow_clone()));
@@ -133,6 +133,6 @@ mod tests {
         for start in 0..10 {
             let _ = rope.rotations(start, 1, 2, 2).unwrap();
         }
-        assert_eq!(rope.kept.len(), KEPT);
+        assert_eq!(rope.kept.len(), KEPT_ROTATIONS);
     }
 }

@@ -90,7 +90,7 @@ pub enum Weights {
 }
 
 impl Weights {
-    /// Opens the source of one part, whose tensors are made on `device` where they come from a seed.
+    /// Opens the source of one part, whose tensors come back on `device`.
     ///
     /// # Errors
     /// The files are missing or are not safetensors.
@@ -103,11 +103,11 @@ impl Weights {
         let file = path.join(format!("{name}.safetensors"));
         let folder = path.join(name);
         if path.is_file() {
-            Ok(Box::new(SafetensorsSource::open(path)?))
+            Ok(Box::new(SafetensorsSource::open(path)?.on(device)))
         } else if file.is_file() {
-            Ok(Box::new(SafetensorsSource::open(&file)?))
+            Ok(Box::new(SafetensorsSource::open(&file)?.on(device)))
         } else if folder.is_dir() {
-            Ok(Box::new(SafetensorsSource::open(&folder)?))
+            Ok(Box::new(SafetensorsSource::open(&folder)?.on(device)))
         } else {
             let what = format!("holds neither {name}.safetensors nor a folder {name}");
             Err(WeightsError::File { path: path.clone(), what })

@@ -48,7 +48,7 @@ fn starlight(column: usize, row: usize) -> f32 {
     }
     let x = (cell_x * 20) as f32 + 4.0 + (mix * 5 % 13) as f32;
     let y = (cell_y * 20) as f32 + 4.0 + (mix * 7 % 12) as f32;
-    let radius = 1.2 + 0.2 * (mix % 4) as f32;
+    let radius = 2.0 + 0.25 * (mix % 4) as f32;
     let off = (column as f32 + 0.5 - x).hypot(row as f32 + 0.5 - y);
     (radius + 0.5 - off).clamp(0.0, 1.0)
 }

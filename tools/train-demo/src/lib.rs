@@ -4,6 +4,7 @@
 //! The networks here are those of `wan` for batches and with gradients; what they export is loaded by `wan` and compared
 //! with them in the tests.
 
+pub mod average;
 pub mod bank;
 pub mod budget;
 pub mod codec;

@@ -1,4 +1,4 @@
-//! Command line of the trainer: `train-demo world | tokenizer | vae | model`.
+//! Command line of the trainer.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 use device::DeviceKind;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
-use train_demo::{score, sheet, stage_model, stage_start, stage_vae, tokens};
+use train_demo::{average, score, sheet, stage_model, stage_start, stage_vae, tokens};
 
 #[derive(Debug, Parser)]
 #[command(about = "Trains the small model that ships.")]
@@ -45,6 +45,14 @@ enum Command {
     Model(stage_model::Options),
     /// Starts of streams, on a trained model.
     Start(stage_start::Options),
+    /// The mean of weights that were trained from the same start.
+    Average {
+        /// Folders with `dit.safetensors` and `text.safetensors`.
+        #[arg(long, required = true, num_args = 2..)]
+        of: Vec<PathBuf>,
+        #[arg(long)]
+        out: PathBuf,
+    },
     /// How often a model shows what it is asked for.
     Score(score::Options),
 }
@@ -59,6 +67,7 @@ fn main() -> Result<()> {
         Command::Vae(options) => stage_vae::run(&options, device).map(drop),
         Command::Model(options) => stage_model::run(&options, device).map(drop),
         Command::Start(options) => stage_start::run(&options, device).map(drop),
+        Command::Average { of, out } => average::run(&of, &out),
         Command::Score(options) => score::run(&options, device),
     }
 }

@@ -52,7 +52,7 @@ pub struct Options {
     #[arg(long, default_value_t = 8192)]
     pub bank: usize,
     /// Of them, how many are exchanged each step.
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 4)]
     pub refresh: usize,
     #[arg(long, default_value_t = 1e-3)]
     pub rate: f64,
@@ -182,8 +182,9 @@ impl Stage<'_> {
         let seed = self.options.seed.wrapping_mul(1_000_003).wrapping_add_signed(step);
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let chunk = match rng.random_range(0..100) {
-            0..22 => 0,
-            22..42 => 1,
+            // Every later chunk takes over what the first one shows.
+            0..32 => 0,
+            32..52 => 1,
             _ => 2,
         };
         // What the model makes of its own is worth learning from once it makes something.

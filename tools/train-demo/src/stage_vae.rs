@@ -1,7 +1,8 @@
 //! Stage 1: the VAE.
 //!
-//! L1 and squares to the pixels, and a small Kullback-Leibler term that keeps the latents smooth and of moderate size (Kingma and
-//! Welling, arXiv 1312.6114). The world has no texture, so neither a perceptual nor an adversarial loss is needed.
+//! L1 and squares to the pixels, L1 to the differences of neighbours (arXiv 1511.05440), and a small Kullback-Leibler term
+//! that keeps the latents smooth and of moderate size (Kingma and Welling, arXiv 1312.6114). The world has no texture, so
+//! neither a perceptual nor an adversarial loss is needed.
 
 use std::path::PathBuf;
 
@@ -35,6 +36,9 @@ pub struct Options {
     /// Folder with a `vae.safetensors` to start from.
     #[arg(long)]
     pub from: Option<PathBuf>,
+    /// The encoder, and with it the latents and their statistics, stays as it is: a transformer may be trained beside it.
+    #[arg(long, requires = "from")]
+    pub decoder_only: bool,
     #[arg(long, default_value_t = 16)]
     pub batch: usize,
     /// Frames of a clip: one, and a multiple of four.
@@ -45,9 +49,15 @@ pub struct Options {
     /// Weight of the squared differences.
     #[arg(long, default_value_t = 1.0)]
     pub squares: f64,
+    /// Weight of the differences between neighbours.
+    #[arg(long, default_value_t = 1.0)]
+    pub edges: f64,
     /// Weight of the Kullback-Leibler term.
     #[arg(long, default_value_t = 3e-4)]
     pub kl: f64,
+    /// cuDNN times its algorithms before it chooses one.
+    #[arg(long)]
+    pub tune: bool,
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
 }
@@ -110,6 +120,15 @@ fn by_frame(values: &Tensor) -> Tensor {
     (first * 4.0 + values.narrow(2, 1, rest).mean(Kind::Float) * rest) / (4 + rest)
 }
 
+/// Mean distance of the differences between neighbours, across and down: what makes an outline crisp.
+fn edges(difference: &Tensor) -> Tensor {
+    let along = |axis: i64| {
+        let count = difference.size()[axis as usize] - 1;
+        by_frame(&(difference.narrow(axis, 1, count) - difference.narrow(axis, 0, count)).abs())
+    };
+    along(3) + along(4)
+}
+
 /// What a step learns from: `[B, 3, F, H, W]`.
 fn pictures(options: &Options, renderer: &BatchRenderer, step: i64, whole: bool) -> Tensor {
     let count = if whole { (options.batch * 2 / 5).max(1) } else { options.batch };
@@ -130,6 +149,7 @@ pub fn run(options: &Options, device: Device) -> Result<f64> {
     std::fs::create_dir_all(&options.out)?;
     let mut config = read_config(&options.config)?;
     tch::manual_seed(options.seed as i64);
+    tch::Cuda::cudnn_set_benchmark(options.tune);
     let mut layout = Layout::default();
     let vae = TrainVae::new(&config.vae, &mut layout);
     let mut parameters = Parameters::new(layout, device);
@@ -149,7 +169,8 @@ pub fn run(options: &Options, device: Device) -> Result<f64> {
         tch::manual_seed((options.seed as i64) << 32 | budget.step);
         let pixels = pictures(options, &renderer, budget.step, budget.progress() > WHOLE_FROM);
         let w = parameters.weights(kind);
-        let (mean, log_variance) = vae.encode(&w, &pixels.to_kind(kind));
+        let encoded = || vae.encode(&w, &pixels.to_kind(kind));
+        let (mean, log_variance) = if options.decoder_only { no_grad(encoded) } else { encoded() };
         let (mean, log_variance) =
             (mean.to_kind(Kind::Float), log_variance.to_kind(Kind::Float).clamp(-10.0, 4.0));
         let z = &mean + (&log_variance * 0.5).exp() * mean.randn_like();
@@ -159,7 +180,7 @@ pub fn run(options: &Options, device: Device) -> Result<f64> {
         let off = by_frame(&difference.abs());
         let squares = by_frame(&difference.square());
         let kl = (mean.square() + log_variance.exp() - 1.0 - &log_variance).mean(Kind::Float) * 0.5;
-        let loss = &off + squares * options.squares + &kl * options.kl;
+        let loss = &off + squares * options.squares + edges(&difference) * options.edges + &kl * options.kl;
         loss.backward();
         let rate = options.rate * rate(budget.progress(), budget.step, 100);
         let norm = parameters.update(rate, 0.998);
@@ -201,10 +222,13 @@ fn finish(
         means.push(mean.to_kind(Kind::Float));
         shown = Some((pixels, decoded));
     }
-    let latents = Tensor::cat(&means, 0);
-    let by_channel: &[i64] = &[0, 2, 3, 4];
-    config.vae.latent_mean = Vec::try_from(latents.mean_dim(by_channel, false, Kind::Double))?;
-    config.vae.latent_std = Vec::try_from(latents.std_dim(by_channel, true, false).to_kind(Kind::Double))?;
+    if !options.decoder_only {
+        let latents = Tensor::cat(&means, 0);
+        let by_channel: &[i64] = &[0, 2, 3, 4];
+        config.vae.latent_mean = Vec::try_from(latents.mean_dim(by_channel, false, Kind::Double))?;
+        config.vae.latent_std =
+            Vec::try_from(latents.std_dim(by_channel, true, false).to_kind(Kind::Double))?;
+    }
     std::fs::write(options.out.join("config.json"), serde_json::to_string_pretty(config)? + "\n")?;
     let error = f64::try_from(Tensor::stack(&off, 0).mean(Kind::Double))? / 4.0;
     println!("vae: {:.2} dB on clips that were not trained on", -10.0 * error.log10());

@@ -22,6 +22,8 @@ mod key {
     pub(super) const WORLD_SIZE: &str = "KINEMESH_MESH__WORLD_SIZE";
     pub(super) const DEVICE_KIND: &str = "KINEMESH_DEVICE__KIND";
     pub(super) const DEVICE_THREADS: &str = "KINEMESH_DEVICE__THREADS";
+    pub(super) const STAGE0_BESIDE: &str = "KINEMESH_PLACEMENT__STAGE0";
+    pub(super) const RANKS_BESIDE: &str = "KINEMESH_PLACEMENT__RANKS";
 }
 
 /// What the user chose.
@@ -84,6 +86,12 @@ impl Stack {
         }
     }
 
+    /// What says how much memory all services need together: the leader, who knows of them all.
+    pub fn reckoner(&self, layout: &Layout) -> Option<Spec> {
+        let leader = self.services(layout).into_iter().find(|spec| spec.name == "leader")?;
+        Some(Spec { args: vec!["--print-memory".into()], ..leader })
+    }
+
     /// The four services; one worker for each rank but the leader's.
     pub fn services(&self, layout: &Layout) -> Vec<Spec> {
         let threads = Threads::share(self.cores, self.world_size);
@@ -115,6 +123,11 @@ impl Stack {
                     // libtorch's own pools, which it sizes before any configuration is read.
                     env.push(("OMP_NUM_THREADS", threads.to_string().into()));
                     env.push(("MKL_NUM_THREADS", threads.to_string().into()));
+                }
+                if phase == Phase::Mesh {
+                    // All are given the same device, so it holds all of them.
+                    env.push((key::STAGE0_BESIDE, "true".into()));
+                    env.push((key::RANKS_BESIDE, self.world_size.to_string().into()));
                 }
                 if name == "leader" {
                     env.push((key::WORLD_SIZE, self.world_size.to_string().into()));

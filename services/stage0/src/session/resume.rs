@@ -202,7 +202,7 @@ mod tests {
     /// A session that has made three chunks with settings of its own.
     fn fixture() -> Fixture {
         let Loaded { model, studio, .. } =
-            models::load(&ModelSection::default(), &DeviceSection::default()).unwrap();
+            models::load(&ModelSection::default(), &DeviceSection::default(), 1).unwrap();
         let size = model.default_size().unwrap();
         let (session, incarnation) = (SessionId::random(), Incarnation(1));
         let stream = Stream { session, incarnation, codec: VideoCodec::Vp8, size };

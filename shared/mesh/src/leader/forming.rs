@@ -133,8 +133,11 @@ impl Leader {
                 self.warm_up(now, out);
             }
             // At the first forming every rank says why and ends; later only the failing one does.
-            Err(LoadFailure::Own(error)) => self.load_failed(now, &error, out),
-            Err(LoadFailure::Peer(error)) if !self.formed_before => self.load_failed(now, &error, out),
+            Err(LoadFailure::Own(error)) => self.load_failed(now, ExitCode::Failed, &error, out),
+            Err(LoadFailure::NoRoom(error)) => self.load_failed(now, ExitCode::Configuration, &error, out),
+            Err(LoadFailure::Peer(error)) if !self.formed_before => {
+                self.load_failed(now, ExitCode::Failed, &error, out)
+            }
             Err(failure) => self.fault(now, failure.error(), out),
         }
     }
@@ -148,7 +151,7 @@ impl Leader {
         }
     }
 
-    fn load_failed(&mut self, now: Instant, error: &Error, out: &mut Actions) {
-        self.exit(now, ExitCode::Failed, format!("loading failed: {error}"), out);
+    fn load_failed(&mut self, now: Instant, code: ExitCode, error: &Error, out: &mut Actions) {
+        self.exit(now, code, format!("loading failed: {error}"), out);
     }
 }

@@ -102,6 +102,8 @@ impl Verb {
 pub enum LoadFailure {
     /// This rank's own weights are the trouble.
     Own(Error),
+    /// This rank's device has no room for its shard: no restart mends that.
+    NoRoom(Error),
     /// The load_ok all-reduce says that another rank's are.
     Peer(Error),
     /// The ranks did not meet.
@@ -114,7 +116,11 @@ impl LoadFailure {
     #[must_use]
     pub fn error(&self) -> &Error {
         match self {
-            Self::Own(error) | Self::Peer(error) | Self::Group(error) | Self::Stuck(error) => error,
+            Self::Own(error)
+            | Self::NoRoom(error)
+            | Self::Peer(error)
+            | Self::Group(error)
+            | Self::Stuck(error) => error,
         }
     }
 }

@@ -325,7 +325,11 @@ impl Worker {
             }
             Err(LoadFailure::Group(error)) => self.leave(now, error.to_string(), out),
             Err(LoadFailure::Peer(error)) if self.holds.is_some() => self.leave(now, error.to_string(), out),
-            Err(failure) => self.exit(ExitCode::Failed, format!("loading failed: {}", failure.error()), out),
+            Err(failure) => {
+                let no_room = matches!(failure, LoadFailure::NoRoom(_));
+                let code = if no_room { ExitCode::Configuration } else { ExitCode::Failed };
+                self.exit(code, format!("loading failed: {}", failure.error()), out);
+            }
         }
     }
 

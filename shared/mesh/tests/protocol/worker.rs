@@ -305,6 +305,7 @@ fn failed_weights_end_the_rank_and_a_failed_meeting_does_not() {
     };
     let error = || Error::new(Reason::BadField, "no such file");
     assert_eq!(load(LoadFailure::Own(error())).unwrap().0, ExitCode::Failed);
+    assert_eq!(load(LoadFailure::NoRoom(error())).unwrap().0, ExitCode::Configuration);
     assert_eq!(load(LoadFailure::Peer(error())).unwrap().0, ExitCode::Failed);
     assert_eq!(load(LoadFailure::Stuck(error())).unwrap().0, ExitCode::NeedsRestart);
     assert_eq!(load(LoadFailure::Group(error())), None);

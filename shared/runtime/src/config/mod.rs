@@ -39,6 +39,14 @@ pub trait ServiceConfig: Serialize + DeserializeOwned + Default {
     fn validate(&self, _provenance: &Provenance) -> Result<(), ConfigError> {
         Ok(())
     }
+
+    /// The memory that the service will need, in one line for `--print-memory`.
+    ///
+    /// # Errors
+    /// Its device has less. The error says what is needed all the same.
+    fn memory(&self) -> Result<String, ConfigError> {
+        Ok("no model is held here".to_owned())
+    }
 }
 
 /// Where a value came from.
@@ -106,6 +114,9 @@ pub struct ConfigArgs {
     /// Print the effective settings as TOML, with where each came from, and exit.
     #[arg(long)]
     pub print_config: bool,
+    /// Print the memory that this service will need, with what is placed beside it, and exit: with 2 if that is not free.
+    #[arg(long)]
+    pub print_memory: bool,
     /// Set one key; stronger than file and environment. May be given several times.
     #[arg(long, value_name = "SECTION.KEY=VALUE")]
     pub set: Vec<String>,

@@ -108,6 +108,12 @@ impl KvCache {
         Some((k.narrow(1, 0, self.local_end), v.narrow(1, 0, self.local_end)))
     }
 
+    /// Bytes that it occupies, used or not.
+    pub fn bytes(&self) -> u64 {
+        let of = |x: &Tensor| (x.numel() * x.kind().elt_size_in_bytes()) as u64;
+        self.layers.iter().map(|(k, v)| of(k) + of(v)).sum()
+    }
+
     /// Forgets everything; the memory stays.
     pub fn reset(&mut self) {
         self.global_end = 0;

@@ -27,6 +27,7 @@ pub use load::Shard;
 pub use model::{Attend, CausalDit};
 pub use ops::{Attention, Ops};
 pub use residual::{Norm, Residual};
+pub(crate) use times::KEPT as KEPT_TIMES;
 pub use tp::Tp;
 
 /// Why a forward pass failed. The KV cache it worked on is not to be used again.

@@ -7,7 +7,7 @@ use super::block::{Block, Modulations};
 use super::embed::Embeddings;
 
 /// Sets of timesteps that are kept.
-const KEPT: usize = 16;
+pub(crate) const KEPT: usize = 16;
 
 #[derive(Debug)]
 pub(super) struct Time {

@@ -24,6 +24,14 @@ impl Slots {
         self.0.is_empty()
     }
 
+    pub(super) fn bytes(&self) -> u64 {
+        let of = |slot: &Slot| match slot {
+            Slot::Frames(frames) => (frames.numel() * frames.kind().elt_size_in_bytes()) as u64,
+            Slot::Empty | Slot::Passed => 0,
+        };
+        self.0.iter().map(of).sum()
+    }
+
     pub(super) fn clear(&mut self) {
         self.0.clear();
     }

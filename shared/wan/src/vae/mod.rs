@@ -56,6 +56,11 @@ macro_rules! stream {
                 self.0.is_new()
             }
 
+            /// Bytes that it keeps.
+            pub fn bytes(&self) -> u64 {
+                self.0.bytes()
+            }
+
             /// Forgets everything: the next call is the first again.
             pub fn clear(&mut self) {
                 self.0.clear();

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use memmap2::Mmap;
 use safetensors::tensor::{Dtype, Metadata, SafeTensors};
 use sha2::{Digest, Sha256};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
-use super::{TensorSource, WeightsError, check_range, runs};
+use super::{TensorSource, WeightsError, check_range};
 
 /// Bytes that the fingerprint takes of each sample, and how many samples it takes of a file.
 const SAMPLE_BYTES: usize = 4096;
@@ -43,6 +43,7 @@ pub struct SafetensorsSource {
     /// Which file holds a name.
     index: HashMap<String, usize>,
     fingerprint: String,
+    device: Device,
 }
 
 impl SafetensorsSource {
@@ -77,7 +78,13 @@ impl SafetensorsSource {
             }
         }
         let fingerprint = fingerprint(&files);
-        Ok(Self { name: path.display().to_string(), files, index, fingerprint })
+        Ok(Self { name: path.display().to_string(), files, index, fingerprint, device: Device::Cpu })
+    }
+
+    /// The same files, whose tensors come back on `device`, each by one copy out of the map.
+    #[must_use]
+    pub fn on(self, device: Device) -> Self {
+        Self { device, ..self }
     }
 
     /// Every name in the source, in no particular order.
@@ -121,10 +128,7 @@ fn fingerprint(files: &[MappedFile]) -> String {
 
 impl TensorSource for SafetensorsSource {
     fn get(&self, name: &str, shape: &[i64]) -> Result<Tensor, WeightsError> {
-        let (dtype, found, bytes) = self.find(name)?;
-        let kind = self.checked_kind(name, dtype, shape, found)?;
-        Tensor::f_from_data_size(bytes, shape, kind)
-            .map_err(|e| WeightsError::Torch { name: name.to_owned(), what: e.to_string() })
+        self.copy(name, shape, Ok)
     }
 
     fn narrow(
@@ -136,23 +140,7 @@ impl TensorSource for SafetensorsSource {
         len: i64,
     ) -> Result<Tensor, WeightsError> {
         check_range(name, shape, dim, start, len)?;
-        let (dtype, found, bytes) = self.find(name)?;
-        let kind = self.checked_kind(name, dtype, shape, found)?;
-        let mut sliced = shape.to_vec();
-        sliced[dim] = len;
-        let width = kind.elt_size_in_bytes();
-        let (count, stride, offset, run) = runs(shape, dim, start, len);
-        let run_at = |i: usize| {
-            let from = (i * stride + offset) * width;
-            &bytes[from..from + run * width]
-        };
-        let tensor = if count == 1 {
-            Tensor::f_from_data_size(run_at(0), &sliced, kind)
-        } else {
-            let rows: Vec<&[u8]> = (0..count).map(run_at).collect();
-            Tensor::f_from_data_size(&rows.concat(), &sliced, kind)
-        };
-        tensor.map_err(|e| WeightsError::Torch { name: name.to_owned(), what: e.to_string() })
+        self.copy(name, shape, |whole| whole.f_narrow(dim as i64, start, len))
     }
 
     fn fingerprint(&self) -> &str {
@@ -161,6 +149,38 @@ impl TensorSource for SafetensorsSource {
 }
 
 impl SafetensorsSource {
+    /// What `part` takes of the tensor `name`, copied to the device. Only its pages of the file are read.
+    fn copy(
+        &self,
+        name: &str,
+        shape: &[i64],
+        part: impl FnOnce(Tensor) -> Result<Tensor, TchError>,
+    ) -> Result<Tensor, WeightsError> {
+        let (dtype, found, bytes) = self.find(name)?;
+        let kind = self.checked_kind(name, dtype, shape, found)?;
+        let torch = |e: TchError| WeightsError::Torch { name: name.to_owned(), what: e.to_string() };
+        let elements = shape.iter().map(|size| size.unsigned_abs() as usize).product::<usize>();
+        if bytes.len() != elements * kind.elt_size_in_bytes() {
+            let what = format!("{} bytes for {elements} values of {kind:?}", bytes.len());
+            return Err(WeightsError::Torch { name: name.to_owned(), what });
+        }
+        let mut strides = vec![1; shape.len()];
+        for i in (1..shape.len()).rev() {
+            strides[i - 1] = strides[i] * shape[i];
+        }
+        let aligned = bytes.as_ptr().align_offset(kind.elt_size_in_bytes()) == 0;
+        let view = if aligned {
+            // SAFETY: the map holds so many bytes of this layout, just checked, and outlives the view, which ends in
+            // this function. Nothing writes through it: what is returned is a copy, on a CPU too.
+            unsafe { Tensor::f_from_blob(bytes.as_ptr(), shape, &strides, kind, Device::Cpu) }
+        } else {
+            // The format does not promise that values lie where a processor likes them.
+            Tensor::f_from_data_size(bytes, shape, kind)
+        };
+        let view = view.and_then(part).map_err(torch)?;
+        view.f_internal_to_copy((kind, self.device), false).map_err(torch)
+    }
+
     fn checked_kind(
         &self,
         name: &str,
@@ -210,7 +230,23 @@ mod tests {
         for (dim, start, len) in [(0, 1, 2), (1, 3, 3), (1, 0, 1)] {
             let part = source.narrow("w", &[4, 6], dim, start, len).unwrap();
             assert!(part.equal(&whole.narrow(dim as i64, start, len)));
+            assert!(part.is_contiguous());
         }
+    }
+
+    #[test]
+    fn tensors_outlive_the_file_they_were_read_from() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.safetensors");
+        write(&path, &[("w", Dtype::F32, vec![4, 6], floats(24))]);
+        let source = SafetensorsSource::open(&path).unwrap();
+        let (whole, part) =
+            (source.get("w", &[4, 6]).unwrap(), source.narrow("w", &[4, 6], 0, 2, 2).unwrap());
+        drop(source);
+        let values: Vec<f32> = whole.flatten(0, -1).try_into().unwrap();
+        assert_eq!(values[23], 23.0);
+        let values: Vec<f32> = part.flatten(0, -1).try_into().unwrap();
+        assert_eq!((values[0], values[11]), (12.0, 23.0));
     }
 
     #[test]

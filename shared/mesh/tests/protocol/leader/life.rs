@@ -91,6 +91,7 @@ fn weights_that_do_not_load_end_the_first_forming() {
     };
     let error = || Error::new(Reason::BadField, "no such file");
     assert_eq!(exit_of(&load(LoadFailure::Own(error()))), Some(ExitCode::Failed));
+    assert_eq!(exit_of(&load(LoadFailure::NoRoom(error()))), Some(ExitCode::Configuration));
     assert_eq!(exit_of(&load(LoadFailure::Peer(error()))), Some(ExitCode::Failed));
     assert_eq!(exit_of(&load(LoadFailure::Stuck(error()))), Some(ExitCode::NeedsRestart));
     let met_nobody = load(LoadFailure::Group(error()));
