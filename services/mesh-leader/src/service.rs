@@ -38,13 +38,9 @@ pub(crate) async fn run(context: Context<LeaderSettings>) -> Outcome {
 }
 
 fn outcome(ended: &Ended) -> Outcome {
-    let fatal = |code| Outcome::fatal(code, &ended.reason);
     match ended.code {
         mesh::ExitCode::Asked => Outcome::Stopped,
-        mesh::ExitCode::Failed => fatal(ExitCode::Failed),
-        mesh::ExitCode::Configuration => fatal(ExitCode::Config),
-        mesh::ExitCode::Orphaned => fatal(ExitCode::Orphaned),
-        mesh::ExitCode::NeedsRestart => fatal(ExitCode::NeedsRestart),
+        code => Outcome::fatal(ExitCode::from_code(code.code().into()), &ended.reason),
     }
 }
 

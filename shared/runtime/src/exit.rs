@@ -26,7 +26,9 @@ impl ExitCode {
         self as i32
     }
 
-    pub(crate) fn from_code(code: i32) -> Self {
+    /// The one of this exit status; [`Self::Failed`] for a status that has no meaning of its own.
+    #[must_use]
+    pub fn from_code(code: i32) -> Self {
         match code {
             0 => Self::Stopped,
             2 => Self::Config,

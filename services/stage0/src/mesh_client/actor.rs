@@ -273,14 +273,7 @@ impl Actor {
             }
             Action::Exit { code, reason } => {
                 error!(reason, "fenced off");
-                let code = match code {
-                    mesh::ExitCode::Asked => ExitCode::Stopped,
-                    mesh::ExitCode::Failed => ExitCode::Failed,
-                    mesh::ExitCode::Configuration => ExitCode::Config,
-                    mesh::ExitCode::Orphaned => ExitCode::Orphaned,
-                    mesh::ExitCode::NeedsRestart => ExitCode::NeedsRestart,
-                };
-                self.shutdown.begin(code, reason);
+                self.shutdown.begin(ExitCode::from_code(code.code().into()), reason);
             }
         }
         None
