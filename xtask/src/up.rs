@@ -23,6 +23,8 @@ use crate::stack::{
 
 const TICK: Duration = Duration::from_millis(50);
 const BROKER_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a listener may take to say who it is.
+const GREETING_PATIENCE: Duration = Duration::from_secs(2);
 /// Ports that may be taken by others in the moment between their choice and the broker's start.
 const ATTEMPTS: u32 = 3;
 const MAX_GREETING: u64 = 4096;
@@ -187,10 +189,10 @@ fn await_broker(supervisor: &mut Supervisor, stack: &Stack) -> Result<Greeting> 
 /// A broker's first line is `INFO` and a JSON object that says its name.
 fn greeting(stack: &Stack) -> Greeting {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, stack.nats_port));
-    let Ok(stream) = TcpStream::connect_timeout(&address, TICK) else { return Greeting::None };
+    let Ok(stream) = TcpStream::connect_timeout(&address, GREETING_PATIENCE) else { return Greeting::None };
     let mut line = String::new();
     let read = stream
-        .set_read_timeout(Some(TICK))
+        .set_read_timeout(Some(GREETING_PATIENCE))
         .and_then(|()| BufReader::new(stream).take(MAX_GREETING).read_line(&mut line));
     match read {
         Ok(read) if read > 0 => {
