@@ -167,7 +167,7 @@ fn colour_held_out(shape: Shape, colour: Colour) -> bool {
 
 impl Scene {
     /// Share of scenes with a second object.
-    const COMPANIONS: f64 = 0.15;
+    pub const COMPANIONS: f64 = 0.15;
 
     /// Whether training never shows it: for its pair of shape and colour, or of shape and motion.
     pub fn held_out(&self) -> bool {
@@ -185,8 +185,13 @@ impl Scene {
 
     /// A scene of the split, all attributes drawn evenly before those that do not belong to it are left out.
     pub fn draw(split: Split, rng: &mut impl Rng) -> Self {
+        Self::draw_with(split, Self::COMPANIONS, rng)
+    }
+
+    /// [`draw`](Self::draw) with another share of second objects.
+    pub fn draw_with(split: Split, companions: f64, rng: &mut impl Rng) -> Self {
         loop {
-            let companion = rng.random_bool(Self::COMPANIONS).then(|| {
+            let companion = rng.random_bool(companions).then(|| {
                 loop {
                     let (shape, colour, corner) = (Shape::any(rng), Colour::any(rng), Corner::any(rng));
                     if !colour_held_out(shape, colour) {

@@ -5,7 +5,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tch::{Device, Tensor};
 
-use crate::codec::Codec;
+use crate::codec::{Codec, Encoded, upload};
 use crate::samples::Sample;
 
 #[derive(Debug)]
@@ -14,8 +14,11 @@ pub struct Bank {
     latents: Tensor,
     /// `[N, 1, z, h, w]`
     heads: Tensor,
+    /// `[N, 9, 1, h, w]`
+    objects: Tensor,
     samples: Vec<Sample>,
     spread: f32,
+    companions: f64,
     seed: u64,
     /// Clips made so far.
     made: u64,
@@ -32,32 +35,44 @@ pub struct Batch {
     pub target: Tensor,
     /// `[B, 3, z, h, w]` but for the first chunk.
     pub context: Option<Tensor>,
+    /// Where the target's objects are, `[B, 3, 1, h, w]`.
+    pub objects: Tensor,
 }
 
 impl Bank {
-    pub fn new(size: usize, spread: f32, seed: u64, codec: &Codec) -> Self {
-        let mut bank =
-            Self { latents: Tensor::new(), heads: Tensor::new(), samples: Vec::new(), spread, seed, made: 0 };
+    pub fn new(size: usize, spread: f32, companions: f64, seed: u64, codec: &Codec) -> Self {
+        let mut bank = Self {
+            latents: Tensor::new(),
+            heads: Tensor::new(),
+            objects: Tensor::new(),
+            samples: Vec::new(),
+            spread,
+            companions,
+            seed,
+            made: 0,
+        };
         let mut parts = Vec::new();
         while bank.samples.len() < size {
             let (samples, encoded) = bank.make((size - bank.samples.len()).min(256), codec);
             bank.samples.extend(samples);
             parts.push(encoded);
         }
-        bank.latents = Tensor::cat(&parts.iter().map(|part| &part.0).collect::<Vec<_>>(), 0);
-        bank.heads = Tensor::cat(&parts.iter().map(|part| &part.1).collect::<Vec<_>>(), 0);
+        let all = |of: fn(&Encoded) -> &Tensor| Tensor::cat(&parts.iter().map(of).collect::<Vec<_>>(), 0);
+        bank.latents = all(|part| &part.latents);
+        bank.heads = all(|part| &part.heads);
+        bank.objects = all(|part| &part.objects);
         bank
     }
 
-    fn make(&mut self, count: usize, codec: &Codec) -> (Vec<Sample>, (Tensor, Tensor)) {
+    fn make(&mut self, count: usize, codec: &Codec) -> (Vec<Sample>, Encoded) {
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed.wrapping_mul(7_919).wrapping_add(self.made));
         self.made += count as u64;
-        let mut samples: Vec<Sample> = (0..count).map(|_| Sample::draw(self.spread, &mut rng)).collect();
+        let mut samples: Vec<Sample> =
+            (0..count).map(|_| Sample::draw(self.spread, self.companions, &mut rng)).collect();
         // However small a bank is, it has a start.
         samples.iter_mut().take(1).for_each(|sample| sample.start = sample.start.or(Some((0.0, 0.0))));
         let clips: Vec<_> = samples.iter().map(|sample| sample.frames(&mut rng)).collect();
-        let encoded = codec.encode(&clips);
-        (samples, (encoded.latents, encoded.heads))
+        (samples, codec.encode(&clips))
     }
 
     /// Exchanges `count` clips.
@@ -67,9 +82,14 @@ impl Bank {
         if count == 0 {
             return;
         }
-        let (samples, (latents, heads)) = self.make(count, codec);
-        self.latents.narrow(0, at as i64, count as i64).copy_(&latents);
-        self.heads.narrow(0, at as i64, count as i64).copy_(&heads);
+        let (samples, encoded) = self.make(count, codec);
+        for (all, new) in [
+            (&self.latents, &encoded.latents),
+            (&self.heads, &encoded.heads),
+            (&self.objects, &encoded.objects),
+        ] {
+            all.narrow(0, at as i64, count as i64).copy_(new);
+        }
         for (slot, sample) in self.samples[at..at + count].iter_mut().zip(samples) {
             *slot = sample;
         }
@@ -88,17 +108,19 @@ impl Bank {
                 rows.push(row);
             }
         }
-        let target = self.latents_of(&rows, chunk);
+        let places = self.places(&rows);
+        let of = |all: &Tensor, chunk: usize| all.narrow(1, 3 * chunk as i64, 3).index_select(0, &places);
+        let (target, objects) = (of(&self.latents, chunk), of(&self.objects, chunk));
         let context = (chunk > 0).then(|| {
-            let before = self.latents_of(&rows, chunk - 1);
-            if chunk == 1 { before } else { with_head(&self.heads_of(&rows), &before) }
+            let before = of(&self.latents, chunk - 1);
+            if chunk == 1 { before } else { with_head(&self.heads.index_select(0, &places), &before) }
         });
-        Batch { rows, chunk, target, context }
+        Batch { rows, chunk, target, context, objects }
     }
 
     fn places(&self, rows: &[usize]) -> Tensor {
         let rows: Vec<i64> = rows.iter().map(|row| *row as i64).collect();
-        Tensor::from_slice(&rows).to_device(self.device())
+        upload(&Tensor::from_slice(&rows), self.device())
     }
 
     pub fn device(&self) -> Device {
@@ -108,10 +130,6 @@ impl Bank {
     /// `[B, 3, z, h, w]`
     pub fn latents_of(&self, rows: &[usize], chunk: usize) -> Tensor {
         self.latents.narrow(1, 3 * chunk as i64, 3).index_select(0, &self.places(rows))
-    }
-
-    fn heads_of(&self, rows: &[usize]) -> Tensor {
-        self.heads.index_select(0, &self.places(rows))
     }
 }
 

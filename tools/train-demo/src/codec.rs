@@ -33,6 +33,8 @@ pub struct Encoded {
     pub latents: Tensor,
     /// `[B, 1, z, h, w]`, the frame that leads the context of the third chunk, alone.
     pub heads: Tensor,
+    /// `[B, 9, 1, h, w]`, 1 where an object is in a latent's frames or within a latent's width of it.
+    pub objects: Tensor,
 }
 
 impl Codec {
@@ -72,7 +74,7 @@ impl Codec {
 
     /// Clips of [`FRAMES`] frames.
     pub fn encode(&self, clips: &[Vec<Frame>]) -> Encoded {
-        let parts: Vec<(Tensor, Tensor)> = clips
+        let parts: Vec<[Tensor; 3]> = clips
             .chunks(CLIPS)
             .map(|clips| {
                 let frames: Vec<Frame> = clips.iter().flatten().copied().collect();
@@ -81,11 +83,29 @@ impl Codec {
                 let pixels = pixels.view([clips.len() as i64, FRAMES as i64, 3, size[2], size[3]]);
                 let pixels = pixels.transpose(1, 2).to_kind(self.kind).contiguous();
                 let head = pixels.narrow(2, HEAD_FRAME as i64, 1);
-                (self.encode_pixels(&pixels), self.encode_pixels(&head))
+                let objects = self.objects(&frames, clips.len() as i64);
+                [self.encode_pixels(&pixels), self.encode_pixels(&head), objects]
             })
             .collect();
-        let (latents, heads): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
-        Encoded { latents: Tensor::cat(&latents, 0), heads: Tensor::cat(&heads, 0) }
+        let [latents, heads, objects] = std::array::from_fn(|which| {
+            let parts: Vec<&Tensor> = parts.iter().map(|part| &part[which]).collect();
+            Tensor::cat(&parts, 0)
+        });
+        Encoded { latents, heads, objects }
+    }
+
+    /// Objects of `clips` clips on the grid of the latents: `[B, 9, 1, h, w]`.
+    fn objects(&self, frames: &[Frame], clips: i64) -> Tensor {
+        no_grad(|| {
+            let pixels = self.renderer.objects(frames);
+            // [B, F, h, w]; a cell sees itself and its neighbours.
+            let cells = pixels.max_pool2d([24, 24], [8, 8], [8, 8], [1, 1], false);
+            let cells = cells.view([clips, FRAMES as i64, cells.size()[2], cells.size()[3]]).ceil();
+            let size = cells.size();
+            let groups = cells.narrow(1, 1, size[1] - 1).view([clips, -1, 4, size[2], size[3]]);
+            let groups = groups.amax([2].as_slice(), false);
+            Tensor::cat(&[cells.narrow(1, 0, 1), groups], 1).unsqueeze(2).to_kind(self.kind)
+        })
     }
 
     /// Clips of any one length, at once: `[B, f, z, h, w]`.
@@ -119,5 +139,14 @@ impl Codec {
                 .collect();
             Tensor::cat(&parts, 0)
         })
+    }
+}
+
+/// A copy on `device` that nobody waits for: a copy out of ordinary memory waits for all that a GPU still has to do.
+pub fn upload(tensor: &Tensor, device: Device) -> Tensor {
+    if device.is_cuda() {
+        tensor.pin_memory(device).to_device_(device, tensor.kind(), true, false)
+    } else {
+        tensor.shallow_clone()
     }
 }

@@ -21,16 +21,9 @@ impl Conditional {
         }
     }
 
-    /// Text tokens `[B, L, dim]` on the way from one prompt to another: `from` and `to` are ids `[B, L]`, `amounts` `[B]`.
-    pub fn condition(&self, w: &Weights, from: &Tensor, to: Option<(&Tensor, &Tensor)>) -> Tensor {
-        let from = self.text.forward(w, from);
-        let prompt = match to {
-            None => from,
-            Some((to, amounts)) => {
-                from.lerp_tensor(&self.text.forward(w, to), &amounts.to_kind(from.kind()).view([-1, 1, 1]))
-            }
-        };
-        self.dit.text(w, &prompt)
+    /// Text tokens `[B, L, dim]` of prompts, ids `[B, L]`.
+    pub fn condition(&self, w: &Weights, ids: &Tensor) -> Tensor {
+        self.dit.text(w, &self.text.forward(w, ids))
     }
 }
 

@@ -4,6 +4,7 @@
 //! The networks here are those of `wan` for batches and with gradients; what they export is loaded by `wan` and compared
 //! with them in the tests.
 
+pub mod attributes;
 pub mod average;
 pub mod bank;
 pub mod budget;
@@ -11,6 +12,7 @@ pub mod codec;
 pub mod conditional;
 pub mod dit;
 pub mod look;
+pub mod orthogonal;
 pub mod parameters;
 pub mod sampler;
 pub mod samples;
@@ -20,6 +22,7 @@ pub mod served;
 pub mod sheet;
 pub mod stage_model;
 pub mod stage_start;
+pub mod stage_text;
 pub mod stage_vae;
 pub mod text;
 pub mod tokens;

@@ -46,7 +46,7 @@ pub fn at(
     let texts: Vec<String> = scenes.iter().map(|(_, text)| text.clone()).collect();
     let device = codec.device();
     let ids = captions.batch(&texts)?.to_device(device);
-    let text = model.condition(w, &ids, None);
+    let text = model.condition(w, &ids);
     tch::manual_seed(5);
     let side = SIDE as i64 / 8;
     let noise = || Tensor::randn([count as i64, 3, codec.channels(), side, side], (Kind::Float, device));

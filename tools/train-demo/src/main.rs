@@ -4,10 +4,11 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use demo_world::scene::Scene;
 use device::DeviceKind;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
-use train_demo::{average, score, sheet, stage_model, stage_start, stage_vae, tokens};
+use train_demo::{average, score, sheet, stage_model, stage_start, stage_text, stage_vae, tokens};
 
 #[derive(Debug, Parser)]
 #[command(about = "Trains the small model that ships.")]
@@ -43,6 +44,8 @@ enum Command {
     Vae(stage_vae::Options),
     /// Stage 2, and with `--rollout` stage 3: text encoder and transformer.
     Model(stage_model::Options),
+    /// The text encoder alone, on what prompts say.
+    Text(stage_text::Options),
     /// Starts of streams, on a trained model.
     Start(stage_start::Options),
     /// The mean of weights that were trained from the same start.
@@ -66,6 +69,7 @@ fn main() -> Result<()> {
         Command::Tokenizer { out, vocabulary, seed } => tokens::train(seed, vocabulary, &out),
         Command::Vae(options) => stage_vae::run(&options, device).map(drop),
         Command::Model(options) => stage_model::run(&options, device).map(drop),
+        Command::Text(options) => stage_text::run(&options, device).map(drop),
         Command::Start(options) => stage_start::run(&options, device).map(drop),
         Command::Average { of, out } => average::run(&of, &out),
         Command::Score(options) => score::run(&options, device),
@@ -77,7 +81,7 @@ fn world(out: &std::path::Path, clips: usize, seed: u64, device: tch::Device) ->
     let renderer = train_demo::scenes::BatchRenderer::new(device);
     let rows: Vec<tch::Tensor> = (0..clips)
         .map(|_| {
-            let sample = train_demo::samples::Sample::draw(1.0, &mut rng);
+            let sample = train_demo::samples::Sample::draw(1.0, Scene::COMPANIONS, &mut rng);
             let text =
                 demo_world::caption::caption(&sample.from, demo_world::caption::Style::Varied, &mut rng);
             println!("{text} -> {:?} {:?}", sample.to, sample.amounts);

@@ -6,6 +6,8 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use tch::{Device, Kind, Tensor};
 
+use crate::orthogonal::Matrices;
+
 /// How a parameter starts.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Init {
@@ -23,7 +25,8 @@ pub struct Spec {
 }
 
 impl Spec {
-    fn len(&self) -> i64 {
+    /// Elements.
+    pub fn len(&self) -> i64 {
         self.shape.iter().product()
     }
 }
@@ -64,7 +67,7 @@ impl Layout {
     }
 }
 
-/// AdamW without decay (Kingma and Ba, arXiv 1412.6980), and a moving average of the parameters.
+/// AdamW without decay (Kingma and Ba, arXiv 1412.6980), for matrices also Muon, and a moving average of the parameters.
 #[derive(Debug)]
 pub struct Parameters {
     specs: Vec<Spec>,
@@ -74,10 +77,14 @@ pub struct Parameters {
     second: Tensor,
     pub average: Tensor,
     updates: i64,
+    /// What Muon updates.
+    matrices: Option<Matrices>,
 }
 
 const BETAS: (f64, f64) = (0.9, 0.98);
 const EPSILON: f64 = 1e-8;
+/// Share of the mean of gradients, beside the present one, in what Muon makes orthogonal.
+const MOMENTUM: f64 = 0.9;
 
 impl Parameters {
     /// Fresh parameters; the draw follows libtorch's CPU generator.
@@ -103,7 +110,13 @@ impl Parameters {
             average: values.copy(),
             values: values.detach().copy().set_requires_grad(true),
             updates: 0,
+            matrices: None,
         }
+    }
+
+    /// From now on the matrices of hidden layers are updated by Muon.
+    pub fn use_muon(&mut self) {
+        self.matrices = Some(Matrices::of(&self.specs, self.values.device()));
     }
 
     pub fn count(&self) -> i64 {
@@ -137,8 +150,11 @@ impl Parameters {
             let _ = self.second.lerp_(&gradient.square(), 1.0 - BETAS.1);
             let correction = |beta: f64| 1.0 - beta.powi(self.updates.try_into().unwrap_or(i32::MAX));
             let spread = (&self.second / correction(BETAS.1)).sqrt() + EPSILON;
-            let step = &self.first / spread * (-rate / correction(BETAS.0));
-            let _ = self.values.g_add_(&step);
+            let mut step = &self.first / spread / correction(BETAS.0);
+            if let Some(matrices) = &self.matrices {
+                matrices.update(&gradient.lerp(&self.first, MOMENTUM), &mut step);
+            }
+            let _ = self.values.g_sub_(&(step * rate));
             self.values.zero_grad();
             // Early on the average forgets the start.
             let averaging = averaging.min((1.0 + self.updates as f64) / (10.0 + self.updates as f64));
@@ -206,7 +222,7 @@ impl Parameters {
         Tensor::write_safetensors(&named, path).with_context(|| format!("cannot write {}", path.display()))
     }
 
-    /// Starts over from exported files, one for each prefix.
+    /// Starts over from exported files, one for each prefix; parameters of other prefixes stay as they are.
     ///
     /// # Errors
     /// A file cannot be read, a parameter is missing or has another shape.
@@ -217,7 +233,11 @@ impl Parameters {
                 Tensor::read_safetensors(path).with_context(|| format!("cannot read {}", path.display()))?;
             found.extend(tensors.into_iter().map(|(name, tensor)| (format!("{prefix}{name}"), tensor)));
         }
-        let parts = self.specs.iter().map(|spec| {
+        let own = self.cut(&self.average);
+        let parts = self.specs.iter().zip(&own.0).map(|(spec, own)| {
+            if !files.iter().any(|(prefix, _)| spec.name.starts_with(prefix)) {
+                return Ok(own.flatten(0, -1));
+            }
             let tensor = found.get(&spec.name).with_context(|| format!("no {}", spec.name))?;
             ensure!(
                 tensor.size() == spec.shape,

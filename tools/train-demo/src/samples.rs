@@ -26,8 +26,9 @@ pub struct Sample {
 }
 
 impl Sample {
-    pub fn draw(spread: f32, rng: &mut impl Rng) -> Self {
-        let from = Scene::draw(Split::Training, rng);
+    /// Of a world with this spread of starts and share of second objects.
+    pub fn draw(spread: f32, companions: f64, rng: &mut impl Rng) -> Self {
+        let from = Scene::draw_with(Split::Training, companions, rng);
         let to = from.changed(Split::Training, rng);
         let amounts = match rng.random_range(0..100) {
             0..45 => [0.0; CHUNKS],

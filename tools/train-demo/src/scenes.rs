@@ -8,6 +8,10 @@ use demo_world::render::{OUTLINE_REACH, background, outline};
 use demo_world::scene::{Background, Shape};
 use tch::{Device, Kind, Tensor};
 
+use crate::codec::upload;
+
+/// How far the corners of shapes reach, in radii.
+const FARTHEST: f64 = 1.2;
 /// Grid points on a side of an outline.
 const GRID: usize = 160;
 const S: i64 = SIDE as i64;
@@ -58,7 +62,7 @@ impl BatchRenderer {
     /// `[N, 3, S, S]` f32 in [-1, 1].
     pub fn draw(&self, frames: &[Frame]) -> Tensor {
         let rows: Vec<f32> = frames.iter().flat_map(Frame::row).collect();
-        let rows = Tensor::from_slice(&rows).view([-1, Frame::ROW as i64]).to_device(self.device);
+        let rows = upload(&Tensor::from_slice(&rows).view([-1, Frame::ROW as i64]), self.device);
         let index = |column: i64| rows.select(1, column).to_kind(Kind::Int64);
         let [a, b] = column::BACKGROUNDS.map(|c| self.backgrounds.index_select(0, &index(c)));
         let fade = rows.select(1, column::FADE).view([-1, 1, 1, 1]);
@@ -67,7 +71,7 @@ impl BatchRenderer {
         let seconds: Vec<i64> =
             (0_i64..).zip(frames).filter(|(_, f)| f.second.opacity > 0.0).map(|(i, _)| i).collect();
         if !seconds.is_empty() {
-            let which = Tensor::from_slice(&seconds).to_device(self.device);
+            let which = upload(&Tensor::from_slice(&seconds), self.device);
             let rows = rows.index_select(0, &which);
             let shape = rows.select(1, column::SECOND_SHAPE).to_kind(Kind::Int64);
             let outlines = self.outlines.index_select(0, &shape);
@@ -85,6 +89,26 @@ impl BatchRenderer {
         let (angle, radius) = (rows.select(1, column::ANGLE), rows.select(1, column::RADIUS));
         let cover = self.cover(&outlines, &rows.narrow(1, column::X, 2), &angle, &radius);
         paint(&pictures, &rows.narrow(1, column::RGB, 3), &cover)
+    }
+
+    /// Where the objects of frames are: `[N, 1, S, S]`, from 0 to 1.
+    pub fn objects(&self, frames: &[Frame]) -> Tensor {
+        let rows: Vec<f32> = frames.iter().flat_map(Frame::row).collect();
+        let rows = upload(&Tensor::from_slice(&rows).view([-1, Frame::ROW as i64]), self.device);
+        // As discs: what is around an outline belongs to it.
+        let places = Tensor::arange(S, (Kind::Float, self.device)) + 0.5;
+        let disc = |x: i64, radius: i64| {
+            let away = |axis: i64| {
+                let offset = places.unsqueeze(0) - rows.narrow(1, x + axis, 1);
+                let turns = (&offset / S as f64).round();
+                (offset - turns * S as f64).square()
+            };
+            let distance = (away(0).unsqueeze(1) + away(1).unsqueeze(2)).sqrt();
+            (rows.select(1, radius).view([-1, 1, 1]) * FARTHEST - distance + 0.5).clamp(0.0, 1.0)
+        };
+        let second = disc(column::SECOND_X, column::SECOND_RADIUS)
+            * rows.select(1, column::SECOND_OPACITY).view([-1, 1, 1]);
+        disc(column::X, column::RADIUS).maximum(&second).unsqueeze(1)
     }
 
     /// How much of each pixel `[N, 1, S, S]` an object covers. `at` is `[N, 2]`, `angle` and `radius` `[N]`.

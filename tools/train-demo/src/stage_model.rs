@@ -13,18 +13,21 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use demo_world::caption::{Style, caption};
+use demo_world::scene::Scene;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tch::{Device, Kind, Tensor, no_grad};
 use wan::rope::Rope;
 
+use crate::attributes::{self, Reader};
 use crate::bank::{Bank, Batch};
 use crate::budget::{Budget, Length};
-use crate::codec::Codec;
+use crate::codec::{Codec, upload};
 use crate::conditional::{Conditional, coupled};
 use crate::look;
 use crate::parameters::{Layout, Parameters, Weights};
 use crate::sampler::{Given, STEPS, Sampler, next_context};
+use crate::samples::Sample;
 use crate::scenes::rate;
 use crate::stage_vae::{compute_kind, read_config};
 use crate::tokens::{Captions, UNKNOWN};
@@ -65,6 +68,18 @@ pub struct Options {
     /// How far from the middle streams start, in standard deviations of the world's. With 0 all start in the middle.
     #[arg(long, default_value_t = 0.0)]
     pub spread: f32,
+    /// Muon instead of Adam for the matrices of the blocks.
+    #[arg(long)]
+    pub muon: bool,
+    /// How much more an error counts where an object is, on top of what it counts elsewhere.
+    #[arg(long, default_value_t = 4.0)]
+    pub focus: f64,
+    /// Share of scenes with a second object. More than the world has: a prompt with two objects is the harder to understand.
+    #[arg(long, default_value_t = 0.35)]
+    pub companions: f64,
+    /// Weight of the loss on what the text encoder understood.
+    #[arg(long, default_value_t = 0.05)]
+    pub attributes: f64,
     /// Scenes that are generated and looked at in the end.
     #[arg(long, default_value_t = 64)]
     pub look: usize,
@@ -77,6 +92,7 @@ pub struct Options {
 struct Stage<'a> {
     options: &'a Options,
     model: Conditional,
+    reader: Reader,
     codec: Codec,
     captions: Captions,
     bank: Bank,
@@ -97,11 +113,15 @@ pub fn run(options: &Options, device: Device) -> Result<f64> {
     tch::manual_seed(options.seed as i64);
     let mut layout = Layout::default();
     let model = Conditional::new(&config, &mut layout, device);
+    let reader = Reader::new(config.text.dim, &mut layout);
     let mut parameters = Parameters::new(layout, device);
     println!("model: {} parameters on {device:?}", parameters.count());
     if let Some(from) = &options.from {
         let (text, dit) = (from.join("text.safetensors"), from.join("dit.safetensors"));
         parameters.import(&[(text::PREFIX, &text), (dit::PREFIX, &dit)])?;
+    }
+    if options.muon {
+        parameters.use_muon();
     }
     let begun = match &options.state {
         Some(state) if state.is_file() => parameters.load_state(state)?,
@@ -112,11 +132,21 @@ pub fn run(options: &Options, device: Device) -> Result<f64> {
     let clock = std::time::Instant::now();
     // Clips that are never exchanged are the same in every run of the stage.
     let seed = if options.refresh == 0 { options.seed } else { options.seed.wrapping_add_signed(begun.0) };
-    let bank = Bank::new(options.bank, options.spread, seed, &codec);
+    let bank = Bank::new(options.bank, options.spread, options.companions, seed, &codec);
     println!("model: {} clips encoded in {:.1} s", options.bank, clock.elapsed().as_secs_f64());
     let rope = Rope::new(config.dit.head_dim(), device);
-    let mut stage =
-        Stage { options, model, codec, captions, bank, sampler: Sampler::default(), rope, device, kind };
+    let mut stage = Stage {
+        options,
+        model,
+        reader,
+        codec,
+        captions,
+        bank,
+        sampler: Sampler::default(),
+        rope,
+        device,
+        kind,
+    };
     let mut budget = Budget::new(&options.length, begun, &options.out.join("model.csv"))?;
     let last = stage.train(&mut parameters, &mut budget)?;
     if let Some(state) = &options.state {
@@ -143,20 +173,26 @@ pub fn run(options: &Options, device: Device) -> Result<f64> {
 impl Stage<'_> {
     fn train(&mut self, parameters: &mut Parameters, budget: &mut Budget) -> Result<f64> {
         // One column for each kind of step: the first chunk, the others, from own steps, after an own context.
-        let mut sums = Tensor::zeros([KINDS.len() as i64 + 1], (Kind::Float, self.device));
+        // Then the loss of the attributes, and the norm of the gradient.
+        let mut sums = Tensor::zeros([KINDS.len() as i64 + 2], (Kind::Float, self.device));
         let (mut counts, mut last) = ([0.0; KINDS.len()], f64::NAN);
         while budget.goes_on() {
-            let (loss, sort) = self.loss(&parameters.weights(self.kind), budget.step, budget.progress())?;
-            loss.backward();
+            let (pictures, understood, sort) =
+                self.losses(&parameters.weights(self.kind), budget.step, budget.progress())?;
+            (&pictures + &understood * self.options.attributes).backward();
             let rate = self.options.rate * rate(budget.progress(), budget.step, 300);
             let norm = parameters.update(rate, 0.9985);
             no_grad(|| {
-                let _ = sums.get(sort as i64).g_add_(&loss);
-                let _ = sums.get(KINDS.len() as i64).g_add_(&norm);
+                let places = [sort, KINDS.len(), KINDS.len() + 1];
+                for (place, value) in places.into_iter().zip([&pictures, &understood, &norm]) {
+                    let _ = sums.get(place as i64).g_add_(value);
+                }
             });
             counts[sort] += 1.0;
-            self.bank.refresh(self.options.refresh, &self.codec);
             budget.step += 1;
+            if budget.step % EXCHANGE == 0 {
+                self.bank.refresh(self.options.refresh * EXCHANGE as usize, &self.codec);
+            }
             if budget.step % 50 == 0 || !budget.goes_on() {
                 let values = Vec::<f64>::try_from(&sums)?;
                 let steps: f64 = counts.iter().sum();
@@ -167,7 +203,8 @@ impl Stage<'_> {
                     .map(|(i, name)| (*name, values[i] / counts[i]))
                     .collect();
                 last = values[..KINDS.len()].iter().sum::<f64>() / steps;
-                named.push(("norm", values[KINDS.len()] / steps));
+                named.push(("attributes", values[KINDS.len()] / steps));
+                named.push(("norm", values[KINDS.len() + 1] / steps));
                 budget.report(&named)?;
                 (sums, counts) = (sums.zeros_like(), [0.0; KINDS.len()]);
             }
@@ -176,8 +213,9 @@ impl Stage<'_> {
         Ok(last)
     }
 
-    /// The loss of one step, and its index in [`KINDS`]. What it draws is a function of seed and step.
-    fn loss(&mut self, w: &Weights, step: i64, progress: f64) -> Result<(Tensor, usize)> {
+    /// The losses of pictures and of attributes of one step, and the former's index in [`KINDS`]. What it draws is a function
+    /// of seed and step.
+    fn losses(&mut self, w: &Weights, step: i64, progress: f64) -> Result<(Tensor, Tensor, usize)> {
         tch::manual_seed((self.options.seed as i64) << 32 | step);
         let seed = self.options.seed.wrapping_mul(1_000_003).wrapping_add_signed(step);
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
@@ -193,12 +231,12 @@ impl Stage<'_> {
         let own_steps = rng.random_bool(share(self.options.ladder, 0.15, 0.35));
         let own_steps = if own_steps { rng.random_range(1..STEPS.len()) } else { 0 };
         let mut batch = self.bank.draw(chunk, self.options.batch, &mut rng);
-        let texts = self.texts(&batch.rows, &mut rng)?;
+        let prompts = self.embedded(w, &self.texts(&batch.rows, &mut rng)?);
         if own_context {
-            batch.context = Some(self.generated_context(w, &batch, &texts).to_kind(self.kind));
+            batch.context = Some(self.generated_context(w, &batch, &prompts).to_kind(self.kind));
         }
         let context = batch.context.as_ref().map(|context| self.disturbed(context, &mut rng));
-        let text = self.condition(w, &batch, &texts, chunk);
+        let text = self.condition(w, &batch, &prompts, chunk);
         let target = batch.target.to_kind(Kind::Float);
         let noise = self.noise(&batch);
         let (x, timesteps, sigma) = if own_steps > 0 {
@@ -217,14 +255,16 @@ impl Stage<'_> {
         let clean = &x - flow.to_kind(Kind::Float) * &sigma;
         // An error of the flow counts the less the less noise there is; this keeps the last steps in view.
         let weight = (sigma.square() + 0.05).reciprocal();
-        let loss = ((clean - target).square() * weight).mean(Kind::Float);
+        let focus = batch.objects.to_kind(Kind::Float) * self.options.focus + 1.0;
+        let pictures = ((clean - target).square() * weight * focus).mean(Kind::Float);
+        let understood = self.reader.loss(w, &Tensor::cat(&prompts, 0), &self.said(&batch.rows));
         let sort = match (own_context, own_steps > 0, chunk) {
             (true, _, _) => 3,
             (_, true, _) => 2,
             (_, _, 0) => 0,
             _ => 1,
         };
-        Ok((loss, sort))
+        Ok((pictures, understood, sort))
     }
 
     /// Ids of the prompts before and after a change, `[B, L]` each.
@@ -243,13 +283,27 @@ impl Stage<'_> {
             }
         }
         let rows = rows.len() as i64;
-        Ok(ids.map(|ids| Tensor::from_slice(&ids).view([rows, -1]).to_device(self.device)))
+        Ok(ids.map(|ids| upload(&Tensor::from_slice(&ids).view([rows, -1]), self.device)))
     }
 
+    /// What the prompts of [`texts`](Self::texts) say, all those before a change first.
+    fn said(&self, rows: &[usize]) -> Tensor {
+        let scenes = |of: fn(&Sample) -> &Scene| rows.iter().map(move |row| of(self.bank.sample(*row)));
+        attributes::of(scenes(|sample| &sample.from).chain(scenes(|sample| &sample.to)), self.device)
+    }
+
+    /// Embedded prompts before and after a change, `[B, L, dim]` each.
+    fn embedded(&self, w: &Weights, ids: &[Tensor; 2]) -> [Tensor; 2] {
+        let both = self.model.text.forward(w, &Tensor::cat(ids, 0)).chunk(2, 0);
+        std::array::from_fn(|i| both[i].shallow_clone())
+    }
+
+    /// Text tokens of a chunk, on its way from one prompt to the other.
     fn condition(&self, w: &Weights, batch: &Batch, [from, to]: &[Tensor; 2], chunk: usize) -> Tensor {
         let amounts: Vec<f32> = batch.rows.iter().map(|row| self.bank.sample(*row).amounts[chunk]).collect();
-        let amounts = Tensor::from_slice(&amounts).to_device(self.device);
-        self.model.condition(w, from, Some((to, &amounts)))
+        let amounts = upload(&Tensor::from_slice(&amounts), self.device);
+        let amounts = amounts.to_kind(from.kind()).view([-1, 1, 1]);
+        self.model.dit.text(w, &from.lerp_tensor(to, &amounts))
     }
 
     /// Noise for the batch; that of first chunks tells where they start.
@@ -270,7 +324,7 @@ impl Stage<'_> {
             })
             .collect();
         if self.options.spread > 0.0 {
-            coupled(&noise, &Tensor::from_slice(&starts).view([-1, 2]).to_device(self.device))
+            coupled(&noise, &upload(&Tensor::from_slice(&starts).view([-1, 2]), self.device))
         } else {
             noise
         }
@@ -294,7 +348,7 @@ impl Stage<'_> {
             })
             .collect();
         let column = |of: fn(&(f64, f64)) -> f64| {
-            Tensor::from_slice(&drawn.iter().map(of).collect::<Vec<_>>()).to_device(self.device)
+            upload(&Tensor::from_slice(&drawn.iter().map(of).collect::<Vec<_>>()), self.device)
         };
         let (timesteps, sigmas) = (column(|d| d.0), column(|d| d.1));
         let sigma = sigmas.to_kind(Kind::Float).view([-1, 1, 1, 1, 1]);
@@ -308,15 +362,15 @@ impl Stage<'_> {
             .map(|_| if rng.random_bool(0.5) { rng.random_range(0.0..0.15) } else { 0.0 })
             .collect();
         let scales =
-            Tensor::from_slice(&scales).to_device(self.device).to_kind(context.kind()).view([-1, 1, 1, 1, 1]);
+            upload(&Tensor::from_slice(&scales), self.device).to_kind(context.kind()).view([-1, 1, 1, 1, 1]);
         context + context.randn_like() * scales
     }
 
     /// The context of the third chunk after a second one that the model made itself.
-    fn generated_context(&mut self, w: &Weights, batch: &Batch, texts: &[Tensor; 2]) -> Tensor {
+    fn generated_context(&mut self, w: &Weights, batch: &Batch, prompts: &[Tensor; 2]) -> Tensor {
         no_grad(|| {
             let first = self.bank.latents_of(&batch.rows, 0);
-            let text = self.condition(w, batch, texts, 1);
+            let text = self.condition(w, batch, prompts, 1);
             let noise = Tensor::randn(first.size(), (Kind::Float, self.device));
             let given = Given { model: &self.model, w, context: Some(&first), text: &text };
             let second = self.sampler.chunk(given, &mut self.rope, &noise);
@@ -326,5 +380,7 @@ impl Stage<'_> {
     }
 }
 
+/// Steps between exchanges of clips: encoding few at a time costs a GPU as much as encoding many.
+const EXCHANGE: i64 = 8;
 /// Names of the losses.
 const KINDS: [&str; 4] = ["first", "next", "own_steps", "own_context"];

@@ -90,7 +90,7 @@ pub fn run(options: &Options, device: Device) -> Result<f64> {
             rows.iter().map(|row| caption(&scenes[*row as usize], Style::Varied, &mut rng)).collect();
         let target = latents.index_select(0, &Tensor::from_slice(&rows).to_device(device));
         let w = parameters.weights(kind);
-        let prompt = model.condition(&w, &captions.batch(&texts)?.to_device(device), None);
+        let prompt = model.condition(&w, &captions.batch(&texts)?.to_device(device));
         let noise = target.randn_like();
         let flow = model.dit.flow(&w, &mut rope, &noise, &timesteps, None, &prompt);
         // Sigma is 1: the clean prediction is noise minus flow.

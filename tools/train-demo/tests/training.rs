@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::Parser;
-use demo_world::clip::{Frame, Mix};
+use demo_world::clip::{Frame, Mix, SecondObject};
 use demo_world::motion::State;
 use demo_world::render::{PICTURE, Renderer};
 use demo_world::scene::{Scene, Split};
@@ -15,7 +15,7 @@ use rand_chacha::ChaCha8Rng;
 use tch::{Device, Kind};
 use train_demo::samples::Sample;
 use train_demo::scenes::BatchRenderer;
-use train_demo::{stage_model, stage_vae, tokens};
+use train_demo::{stage_model, stage_text, stage_vae, tokens};
 use wan::config::ModelConfig;
 
 #[derive(Debug, Parser)]
@@ -28,6 +28,12 @@ struct Vae {
 struct Model {
     #[command(flatten)]
     options: stage_model::Options,
+}
+
+#[derive(Debug, Parser)]
+struct Text {
+    #[command(flatten)]
+    options: stage_text::Options,
 }
 
 /// The model that ships, much smaller.
@@ -73,20 +79,71 @@ fn losses_fall_and_a_cut_run_goes_on_with_the_same_numbers() {
     assert!(curve.len() == 2 && curve[1] < 0.9 * curve[0], "{curve:?}");
 
     tokens::train(1, 512, &folder.join("tokenizer.json")).unwrap();
-    model(folder, "whole", &["--steps", "8"]);
-    let state = folder.join("state").display().to_string();
-    model(folder, "cut", &["--steps", "8", "--pause-at", "4", "--state", &state]);
-    model(folder, "cut", &["--steps", "8", "--state", &state]);
     let weights = |out: &str| fs::read(folder.join(out).join("dit.safetensors")).unwrap();
-    assert_eq!(weights("whole"), weights("cut"), "eight steps, and four and four");
+    let whole_and_cut = |name: &str, more: &[&str]| {
+        let (whole, cut) = (format!("{name}-whole"), format!("{name}-cut"));
+        let state = folder.join(format!("{name}-state")).display().to_string();
+        let with = |own: &[&'static str]| [own, more].concat();
+        model(folder, &whole, &with(&["--steps", "8"]));
+        model(folder, &cut, &[with(&["--steps", "8", "--pause-at", "4"]), vec!["--state", &state]].concat());
+        model(folder, &cut, &[with(&["--steps", "8"]), vec!["--state", &state]].concat());
+        assert_eq!(weights(&whole), weights(&cut), "{name}: eight steps, and four and four");
+        weights(&whole)
+    };
+    assert_ne!(whole_and_cut("adam", &[]), whole_and_cut("muon", &["--muon"]));
+}
+
+#[test]
+fn the_text_encoder_alone_learns_what_prompts_say_and_can_keep_what_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    fs::copy(config(folder), folder.join("config.json")).unwrap();
+    tokens::train(1, 512, &folder.join("tokenizer.json")).unwrap();
+    let text = |out: &str, more: &[&str]| {
+        let (model, out) = (folder.display().to_string(), folder.join(out).display().to_string());
+        let common = ["text", "--model", &model, "--out", &out, "--steps", "100", "--batch", "16"];
+        let args: Vec<&str> = common.iter().chain(more).copied().collect();
+        stage_text::run(&Text::parse_from(args).options, Device::Cpu).unwrap();
+        losses(&Path::new(&out).join("text.csv"), if more.is_empty() { "attributes" } else { "moved" })
+    };
+    let curve = text(".", &[]);
+    assert!(curve.len() == 2 && curve[1] < 0.95 * curve[0], "{curve:?}");
+    let moved = text("free", &["--go-on", "--keep", "0"]);
+    let kept = text("kept", &["--go-on", "--keep", "30"]);
+    assert!(kept[1] < 0.5 * moved[1], "kept {kept:?}, free {moved:?}");
+}
+
+#[test]
+fn objects_are_where_a_frame_differs_from_its_background() {
+    let mut rng = ChaCha8Rng::seed_from_u64(4);
+    let renderer = BatchRenderer::new(Device::Cpu);
+    let frames: Vec<Frame> = (0..12)
+        .map(|_| {
+            let scene = Scene::draw_with(Split::Training, 0.5, &mut rng);
+            Mix::of(scene).show(&State::anywhere(&scene, &mut rng))
+        })
+        .collect();
+    let empty: Vec<Frame> = frames
+        .iter()
+        .map(|frame| Frame { radius: 0.01, second: SecondObject { opacity: 0.0, ..frame.second }, ..*frame })
+        .collect();
+    let differs = (renderer.draw(&frames) - renderer.draw(&empty)).abs().amax([1], true).gt(0.05);
+    let objects = renderer.objects(&frames).gt(0.0);
+    let outside = differs.logical_and(&objects.logical_not()).sum(Kind::Int64).int64_value(&[]);
+    let (seen, inside) =
+        (differs.sum(Kind::Int64).int64_value(&[]), objects.sum(Kind::Int64).int64_value(&[]));
+    // A speck of the shrunken object may lie outside.
+    assert!(outside <= 12 && seen > 12 * 300, "{outside} of {seen} pixels of objects are not in them");
+    assert!(inside < 4 * seen, "{inside} pixels for {seen}");
 }
 
 #[test]
 fn frames_drawn_in_batches_are_those_of_the_world() {
     let mut rng = ChaCha8Rng::seed_from_u64(9);
     let (batches, renderer) = (BatchRenderer::new(Device::Cpu), Renderer::default());
-    let mut frames: Vec<Frame> =
-        (0..6).flat_map(|_| Sample::draw(1.0, &mut rng).frames(&mut rng).into_iter().step_by(8)).collect();
+    let mut frames: Vec<Frame> = (0..6)
+        .flat_map(|_| Sample::draw(1.0, 0.5, &mut rng).frames(&mut rng).into_iter().step_by(8))
+        .collect();
     let scene = Scene::draw(Split::HeldOut, &mut rng);
     frames.extend(Mix::of(scene).play(&mut State::start(scene.motion, (1.0, -1.0)), 3));
     let drawn = ((batches.draw(&frames) + 1.0) * 127.5).permute([0, 2, 3, 1]);
