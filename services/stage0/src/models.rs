@@ -6,7 +6,7 @@ use engine::Reading;
 use engine::settings::{DeviceSection, ModelSection};
 use runtime::ConfigError;
 use tch::Device;
-use tracing::info;
+use tracing::{info, warn};
 use wan::memory;
 use wan::text::{TextEncoder, TokenizerSource};
 use wan::vae::Vae;
@@ -48,6 +48,9 @@ pub(crate) fn load(
     let source = reading("vae", Component::Vae, memory::autoencoder(&config.vae).read)?;
     let vae = Vae::load(&config.vae, &source, device, kind).map_err(|e| refused(&e))?;
     source.end();
+    if let Some(missing) = vae.missing() {
+        warn!(missing, "libtorch's own operations take its place, which are slower");
+    }
     // The generator is not loaded here, but its identity must be the mesh's.
     let fingerprint = engine::fingerprint(&config, &weights).map_err(at("model.weights"))?;
     let model = engine::model_info(&config, &fingerprint).map_err(at("model.name"))?;

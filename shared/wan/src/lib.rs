@@ -9,6 +9,7 @@ pub mod blend;
 pub mod config;
 pub mod dit;
 pub mod generator;
+mod kernels;
 pub mod memory;
 pub mod noise;
 pub mod rope;

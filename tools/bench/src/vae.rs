@@ -56,7 +56,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         options.weights.conditions(kind),
         json!({
             "chunks": options.chunks, "warm_up_chunks_excluded": options.warm_up,
-            "load_s": load / 1e3,
+            "load_s": load / 1e3, "elementwise": vae.elementwise_name(), "missing": vae.missing(),
         }),
         machine::memory(device)?,
     ]);

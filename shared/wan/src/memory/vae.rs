@@ -10,7 +10,7 @@ use crate::config::VaeConfig;
 pub struct Parameters {
     /// Read from the checkpoint.
     pub read: i64,
-    /// Held once more: the tap of the present frame of each convolution in time.
+    /// Held once more: the tap of the present frame of each convolution in space and time.
     pub copies: i64,
 }
 
@@ -35,7 +35,8 @@ impl Tally {
     fn over_frames(&mut self, cin: i64, cout: i64, kernel: i64, pixels: i64) {
         let tap = cout * cin * kernel * kernel;
         self.parameters.read += 3 * tap + cout;
-        self.parameters.copies += tap;
+        // One without spatial extent keeps no tap by itself.
+        self.parameters.copies += if kernel > 1 { tap } else { 0 };
         self.stream += 2 * cin * pixels;
     }
 
@@ -94,8 +95,6 @@ fn encoder(config: &VaeConfig) -> Parameters {
     let mut tally = Tally::default();
     tally.over_frames(3, config.dim, 3, 0);
     let mut channels = config.dim;
-    // Halving time keeps no tap by itself.
-    let mut halving = 0;
     for (level, mult) in config.dim_mult.iter().enumerate() {
         for _ in 0..config.num_res_blocks {
             tally.residual(channels, config.dim * mult, 0);
@@ -104,14 +103,14 @@ fn encoder(config: &VaeConfig) -> Parameters {
         if let Some(temporal) = config.temperal_downsample.get(level) {
             tally.within_frames(channels, channels, 3);
             if *temporal {
-                halving += 3 * channels * channels + channels;
+                tally.over_frames(channels, channels, 1, 0);
             }
         }
     }
     tally.middle(channels, 0);
     tally.head(channels, 2 * config.z_dim, 0);
     tally.within_frames(2 * config.z_dim, 2 * config.z_dim, 1);
-    Parameters { read: tally.parameters.read + halving, ..tally.parameters }
+    tally.parameters
 }
 
 /// Parameters of the whole VAE.
@@ -134,8 +133,9 @@ pub fn decoding(config: &VaeConfig, (height, width): (u32, u32), kind: Kind) -> 
     bytes(PEAK * activation, kind)
 }
 
-/// Input, norm, padded input, its three taps side by side, and the result in two layouts of memory. Measured on a CPU.
-const PEAK: i64 = 12;
+/// The input of a block, the padded inputs and results of its two convolutions, and room for what the library works in.
+/// Measured on a CPU.
+const PEAK: i64 = 8;
 
 #[cfg(test)]
 mod tests {

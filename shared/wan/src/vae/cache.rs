@@ -10,7 +10,7 @@ pub(super) enum Slot {
     Empty,
     /// A temporal up-sampling let the first latent pass. Its context is still zeros, but it no longer lets pass.
     Passed,
-    /// The last frames of its input, `[n, C, H, W]`.
+    /// The last frames of its input, `[n, H, W, C]`.
     Frames(Tensor),
 }
 
@@ -48,12 +48,24 @@ impl Slots {
         self.0[slot] = content;
     }
 
+    /// The frames in a slot, if there are any.
+    pub(super) fn frames(&self, slot: usize) -> Option<&Tensor> {
+        match self.0.get(slot) {
+            Some(Slot::Frames(frames)) => Some(frames),
+            _ => None,
+        }
+    }
+
     /// Stores the last `count` frames of `frames` (all of them where there are fewer), as a copy, so that the much
-    /// larger input is not kept alive with them.
+    /// larger input is not kept alive with them. The memory of what was there before is used again.
     pub(super) fn put_last(&mut self, slot: usize, frames: &Tensor, count: i64) {
         let have = frames.size()[0];
         let count = count.min(have);
-        self.put(slot, Slot::Frames(frames.narrow(0, have - count, count).copy()));
+        let last = frames.narrow(0, have - count, count);
+        match self.0.get_mut(slot) {
+            Some(Slot::Frames(kept)) if kept.size() == last.size() => kept.copy_(&last),
+            _ => self.put(slot, Slot::Frames(last.copy())),
+        }
     }
 }
 

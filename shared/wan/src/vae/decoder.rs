@@ -1,8 +1,8 @@
 //! Latents (after denormalisation) to pixels.
 
-use super::blocks::{Head, Middle, ResidualBlock};
+use super::blocks::{Middle, NormConv, ResidualBlock};
 use super::cache::Slots;
-use super::conv::{CausalConv, FrameConv, TemporalUp};
+use super::conv::{CausalConv, FrameConv, Pointwise, TemporalUp};
 use super::loader::Loader;
 use crate::config::VaeConfig;
 use crate::weights::WeightsError;
@@ -17,7 +17,7 @@ struct Up {
 
 impl Up {
     fn load(l: &mut Loader, name: &str, channels: i64, temporal: bool) -> Result<Self, WeightsError> {
-        let spatial = FrameConv::load(l, &format!("{name}.resample.1"), channels, channels / 2, 3)?;
+        let spatial = FrameConv::load(l, &format!("{name}.resample.1"), channels, channels / 2)?;
         let temporal =
             if temporal { Some(TemporalUp::load(l, &format!("{name}.time_conv"), channels)?) } else { None };
         Ok(Self { temporal, spatial })
@@ -29,7 +29,9 @@ impl Up {
             None => x,
         };
         let size = x.size();
-        self.spatial.forward(&x.upsample_nearest2d([2 * size[2], 2 * size[3]], None, None))
+        // Through a view that the library takes for [T, C, H, W] stored channels last, as its result is.
+        let larger = x.permute([0, 3, 1, 2]).upsample_nearest2d([2 * size[1], 2 * size[2]], None, None);
+        self.spatial.forward(&larger.permute([0, 2, 3, 1]))
     }
 }
 
@@ -42,19 +44,19 @@ struct Level {
 #[derive(Debug)]
 pub(super) struct Decoder {
     /// Top-level 1x1 convolution.
-    from_latent: FrameConv,
+    from_latent: Pointwise,
     conv_in: CausalConv,
     middle: Middle,
     levels: Vec<Level>,
-    head: Head,
+    head: NormConv,
 }
 
 impl Decoder {
     pub(super) fn load(config: &VaeConfig, mut l: Loader) -> Result<Self, WeightsError> {
         let l = &mut l;
         let mut channels = config.dim * config.dim_mult.last().copied().unwrap_or(1);
-        let from_latent = FrameConv::load_pointwise(l, "conv2", config.z_dim, config.z_dim)?;
-        let conv_in = CausalConv::load(l, "decoder.conv1", config.z_dim, channels, 3)?;
+        let from_latent = Pointwise::load_volume(l, "conv2", config.z_dim, config.z_dim)?;
+        let conv_in = CausalConv::load(l, "decoder.conv1", config.z_dim, channels)?;
         let middle = Middle::load(l, "decoder.middle", channels)?;
         let mut levels = Vec::new();
         let mut index = 0;
@@ -78,14 +80,14 @@ impl Decoder {
             }
             levels.push(Level { blocks, up });
         }
-        let head = Head::load(l, "decoder.head", channels, 3)?;
+        let head = NormConv::load(l, "decoder.head", [0, 2], channels, 3)?;
         Ok(Self { from_latent, conv_in, middle, levels, head })
     }
 
-    /// One latent `[1, z, h, w]` -> pixels `[1 or 4, 3, 8h, 8w]`: the first latent of a stream gives one frame.
+    /// One latent `[1, h, w, z]` -> pixels `[1 or 4, 8h, 8w, 3]`: the first latent of a stream gives one frame.
     pub(super) fn forward(&self, latent: &Tensor, slots: &mut Slots) -> Tensor {
-        let mut x =
-            self.middle.forward(self.conv_in.forward(&self.from_latent.forward(latent), slots), slots);
+        let x = self.conv_in.forward_copy(&self.from_latent.forward(latent), slots);
+        let mut x = self.middle.forward(x, slots);
         for level in &self.levels {
             for block in &level.blocks {
                 x = block.forward(x, slots);

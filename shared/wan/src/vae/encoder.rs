@@ -1,8 +1,8 @@
 //! Pixels to the mean of a latent, before normalisation.
 
-use super::blocks::{Head, Middle, ResidualBlock};
+use super::blocks::{Middle, NormConv, ResidualBlock};
 use super::cache::Slots;
-use super::conv::{CausalConv, FrameConv, TemporalDown};
+use super::conv::{CausalConv, FrameConv, Pointwise, TemporalDown};
 use super::loader::Loader;
 use crate::config::VaeConfig;
 use crate::weights::WeightsError;
@@ -28,7 +28,7 @@ impl Down {
 
     fn forward(&self, x: &Tensor, slots: &mut Slots) -> Tensor {
         // One column of zeros on the right and one row at the bottom.
-        let x = self.spatial.forward(&x.constant_pad_nd([0, 1, 0, 1]));
+        let x = self.spatial.forward(&x.constant_pad_nd([0, 0, 0, 1, 0, 1]));
         match &self.temporal {
             Some(temporal) => temporal.forward(x, slots),
             None => x,
@@ -47,16 +47,16 @@ pub(super) struct Encoder {
     conv_in: CausalConv,
     levels: Vec<Level>,
     middle: Middle,
-    head: Head,
+    head: NormConv,
     /// Top-level 1x1 convolution to mean and log-variance.
-    to_moments: FrameConv,
+    to_moments: Pointwise,
     z_dim: i64,
 }
 
 impl Encoder {
     pub(super) fn load(config: &VaeConfig, mut l: Loader) -> Result<Self, WeightsError> {
         let l = &mut l;
-        let conv_in = CausalConv::load(l, "encoder.conv1", 3, config.dim, 3)?;
+        let conv_in = CausalConv::load(l, "encoder.conv1", 3, config.dim)?;
         let mut levels = Vec::new();
         let (mut channels, mut index) = (config.dim, 0);
         let mut next_name = || {
@@ -80,15 +80,15 @@ impl Encoder {
             conv_in,
             levels,
             middle: Middle::load(l, "encoder.middle", channels)?,
-            head: Head::load(l, "encoder.head", channels, moments)?,
-            to_moments: FrameConv::load_pointwise(l, "conv1", moments, moments)?,
+            head: NormConv::load(l, "encoder.head", [0, 2], channels, moments)?,
+            to_moments: Pointwise::load_volume(l, "conv1", moments, moments)?,
             z_dim: config.z_dim,
         })
     }
 
-    /// Pixels `[T, 3, H, W]` -> means `[t, z, H/8, W/8]`. The first call of a stream takes the first frame alone.
+    /// Pixels `[T, H, W, 3]` -> means `[t, H/8, W/8, z]`. The first call of a stream takes the first frame alone.
     pub(super) fn forward(&self, pixels: &Tensor, slots: &mut Slots) -> Tensor {
-        let mut x = self.conv_in.forward(pixels, slots);
+        let mut x = self.conv_in.forward_copy(pixels, slots);
         for level in &self.levels {
             for block in &level.blocks {
                 x = block.forward(x, slots);
@@ -98,6 +98,6 @@ impl Encoder {
             }
         }
         let x = self.head.forward(&self.middle.forward(x, slots), slots);
-        self.to_moments.forward(&x).narrow(1, 0, self.z_dim)
+        self.to_moments.forward(&x).narrow(-1, 0, self.z_dim)
     }
 }

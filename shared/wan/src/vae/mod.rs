@@ -6,12 +6,16 @@
 //!
 //! Each stream has its own start. The reference keeps one "this is new" mark for encoder and decoder together, which
 //! only a decode takes away; the numbers of the reference data do not depend on it.
+//!
+//! Activations lie in memory channels last, `[T, H, W, C]`, on every device. A GPU in bf16 has kernels of its own for what
+//! stands between the convolutions ([`fused`]).
 
 mod blocks;
 mod cache;
 mod conv;
 mod decoder;
 mod encoder;
+pub mod fused;
 mod loader;
 mod norm;
 
@@ -20,6 +24,7 @@ use crate::weights::{TensorSource, WeightsError};
 use cache::Slots;
 use decoder::Decoder;
 use encoder::Encoder;
+use fused::Fused;
 use loader::Loader;
 use tch::{Device, Kind, Tensor};
 
@@ -81,11 +86,13 @@ stream!(DecoderStream);
 pub struct Vae {
     encoder: Encoder,
     decoder: Decoder,
-    /// `[1, z, 1, 1]`, float32.
+    /// `[z]`, float32.
     mean: Tensor,
     std: Tensor,
     device: Device,
     kind: Kind,
+    fused: bool,
+    missing: Option<String>,
 }
 
 impl Vae {
@@ -105,17 +112,35 @@ impl Vae {
             return Err(WeightsError::Unsupported { what });
         }
         let _guard = tch::no_grad_guard();
-        let constant = |values: &[f64]| {
-            Tensor::from_slice(values).to_kind(Kind::Float).to_device(device).reshape([1, -1, 1, 1])
+        let constant = |values: &[f64]| Tensor::from_slice(values).to_kind(Kind::Float).to_device(device);
+        let (fused, missing) = match (device.is_cuda(), kind) {
+            (true, Kind::BFloat16) => match Fused::on(device) {
+                Ok(fused) => (Some(fused), None),
+                Err(error) => (None, Some(format!("fused kernels of the vae: {error}"))),
+            },
+            _ => (None, None),
         };
+        let loader = || Loader::new(source, device, kind, fused.clone());
         Ok(Self {
-            encoder: Encoder::load(config, Loader::new(source, device, kind))?,
-            decoder: Decoder::load(config, Loader::new(source, device, kind))?,
+            encoder: Encoder::load(config, loader())?,
+            decoder: Decoder::load(config, loader())?,
             mean: constant(&config.latent_mean),
             std: constant(&config.latent_std),
             device,
             kind,
+            fused: fused.is_some(),
+            missing,
         })
+    }
+
+    /// What this device should have and does not, with the reason.
+    pub fn missing(&self) -> Option<&str> {
+        self.missing.as_deref()
+    }
+
+    /// `fused` or `torch-eager`: what computes between the convolutions.
+    pub fn elementwise_name(&self) -> &'static str {
+        if self.fused { "fused" } else { "torch-eager" }
     }
 
     /// The next latents of a stream: `[1, T, z, h, w]` -> pixels `[1, F, 3, 8h, 8w]` clamped to [-1, 1]. The first
@@ -128,12 +153,13 @@ impl Vae {
     /// [`decode`](Self::decode) without the clamp.
     pub fn decode_unclamped(&self, stream: &mut DecoderStream, latents: &Tensor) -> Tensor {
         tch::no_grad(|| {
-            let z = latents.squeeze_dim(0).to_device(self.device).to_kind(Kind::Float);
-            let z = (z * &self.std + &self.mean).to_kind(self.kind);
+            // [1, T, z, h, w] -> [T, h, w, z]
+            let z = latents.squeeze_dim(0).permute([0, 2, 3, 1]).to_device(self.device).to_kind(Kind::Float);
+            let z = (z * &self.std + &self.mean).to_kind(self.kind).contiguous();
             // One at a time: less memory, and the activations stay nearer to the processor.
             let frames: Vec<Tensor> =
                 z.split(1, 0).iter().map(|z| self.decoder.forward(z, &mut stream.0)).collect();
-            Tensor::cat(&frames, 0).unsqueeze(0).to_kind(Kind::Float)
+            Tensor::cat(&frames, 0).permute([0, 3, 1, 2]).to_kind(Kind::Float).contiguous().unsqueeze(0)
         })
     }
 
@@ -181,9 +207,9 @@ impl Vae {
     /// Encodes the leading frames of `pixels`, in groups of the given sizes.
     fn encode_groups(&self, slots: &mut Slots, pixels: &Tensor, groups: &[i64]) -> Tensor {
         tch::no_grad(|| {
-            // [1, 3, F, H, W] -> [F, 3, H, W]
-            let frames =
-                pixels.squeeze_dim(0).transpose(0, 1).to_device(self.device).to_kind(self.kind).contiguous();
+            // [1, 3, F, H, W] -> [F, H, W, 3]
+            let frames = pixels.squeeze_dim(0).permute([1, 2, 3, 0]);
+            let frames = frames.to_device(self.device).to_kind(self.kind);
             let mut start = 0;
             let means: Vec<Tensor> = groups
                 .iter()
@@ -194,7 +220,7 @@ impl Vae {
                 })
                 .collect();
             let mean = Tensor::cat(&means, 0).to_kind(Kind::Float);
-            ((mean - &self.mean) / &self.std).unsqueeze(0)
+            ((mean - &self.mean) / &self.std).permute([0, 3, 1, 2]).contiguous().unsqueeze(0)
         })
     }
 }

@@ -1,6 +1,8 @@
 //! Each kernel, and attention by cuDNN, against the tensor operations in f32: within 1e-2, and no worse than these
 //! operations are in bf16. What they write was poisoned before, and so was what is beside it.
 
+mod vae;
+
 use tch::{Device, IndexOp, Kind, Tensor};
 use wan::config::ModelConfig;
 use wan::dit::fused::{AddNorm, Fused, NormRotate};

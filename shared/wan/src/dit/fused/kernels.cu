@@ -1,45 +1,7 @@
 // A block's elementwise work, each kernel in one pass over the tokens. A thread block takes one token and a thread up to
-// VECTORS vectors of eight bf16, so a row has at most 8 * VECTORS * 1024 channels. Arithmetic is f32; a value is rounded
-// where it is stored. bf16 is `ushort` here: NVRTC has no headers.
-
-typedef unsigned short ushort;
+// VECTORS vectors, so a row has at most 8 * VECTORS * 1024 channels. Follows ../../kernels/vectors.cu.
 
 constexpr int VECTORS = 2;
-constexpr int WIDTH = 8;
-
-struct Vector {
-  float at[WIDTH];
-};
-
-__device__ __forceinline__ Vector unpack(uint4 raw) {
-  const unsigned int pairs[] = {raw.x, raw.y, raw.z, raw.w};
-  Vector vector;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    vector.at[2 * i] = __uint_as_float(pairs[i] << 16);
-    vector.at[2 * i + 1] = __uint_as_float(pairs[i] & 0xffff0000u);
-  }
-  return vector;
-}
-
-__device__ __forceinline__ unsigned int round_pair(float low, float high) {
-  unsigned int pair;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-  return pair;
-}
-
-__device__ __forceinline__ uint4 pack(const Vector& v) {
-  return make_uint4(round_pair(v.at[0], v.at[1]), round_pair(v.at[2], v.at[3]), round_pair(v.at[4], v.at[5]),
-                    round_pair(v.at[6], v.at[7]));
-}
-
-__device__ __forceinline__ uint4 load(const ushort* row, int vector) {
-  return reinterpret_cast<const uint4*>(row)[vector];
-}
-
-__device__ __forceinline__ void store(ushort* row, int vector, uint4 raw) {
-  reinterpret_cast<uint4*>(row)[vector] = raw;
-}
 
 // Sum over the thread block, for all its threads. `scratch` has 32 places and serves one sum.
 __device__ __forceinline__ float block_sum(float value, float* scratch) {

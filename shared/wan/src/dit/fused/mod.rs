@@ -1,42 +1,26 @@
 //! A block's elementwise work on a GPU in bf16: one kernel where the tensor operations make many passes over the tokens.
 //! The kernels are in `kernels.cu`; they run on libtorch's current stream, so they are ordered with its operations.
 
-use std::collections::BTreeMap;
-use std::ffi::CString;
 use std::ptr;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::Arc;
 
-use device::{Argument, CompileError, DriverFailure, Kernel, Program};
+use device::{Argument, CompileError, Kernel};
 use tch::{Device, Kind, Tensor};
 
 use crate::config::DitConfig;
+pub use crate::kernels::FusedError;
+use crate::kernels::{Kernels, MAX_THREADS, PerGpu, WARP, WIDTH, count, mismatch, small};
 
 /// CUDA C++ of the kernels.
-pub const SOURCE: &str = include_str!("kernels.cu");
+pub const SOURCE: &str = concat!(include_str!("../../kernels/vectors.cu"), include_str!("kernels.cu"));
 
-/// bf16 values of one load.
-const WIDTH: i64 = 8;
-/// Such loads of one thread: `VECTORS` of the source.
+/// Loads of one thread: `VECTORS` of the source.
 const VECTORS: i64 = 2;
-const WARP: u32 = 32;
-const MAX_THREADS: u32 = 1024;
-
-/// Why a kernel was not launched.
-#[derive(Debug, thiserror::Error)]
-pub enum FusedError {
-    #[error("{what}: expected {expected}, got {found}")]
-    Input { what: &'static str, expected: String, found: String },
-    #[error(transparent)]
-    Stream(#[from] torch_extra::ExtraError),
-    #[error(transparent)]
-    Driver(#[from] DriverFailure),
-}
 
 /// The kernels, on one GPU.
 #[derive(Debug)]
 pub struct Fused {
-    device: Device,
-    program: Program,
+    kernels: Kernels,
     norm_rotate: Kernel,
     add_norm: Kernel,
     merge: Kernel,
@@ -90,25 +74,15 @@ impl Fused {
     /// # Errors
     /// Without NVRTC, or for a GPU that the source does not compile for; without such a GPU.
     pub fn on(device: Device) -> Result<Arc<Self>, String> {
-        type Made = BTreeMap<usize, Result<Arc<Fused>, String>>;
-        static MADE: LazyLock<Mutex<Made>> = LazyLock::new(Mutex::default);
-        let there = usize::try_from(tch::Cuda::device_count()).unwrap_or(0);
-        let index = match device {
-            Device::Cuda(index) if index < there => index,
-            _ => return Err(format!("{device:?} is none of the {there} GPUs")),
-        };
-        let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
-        made.entry(index)
-            .or_insert_with(|| Self::load(index).map(Arc::new).map_err(|error| error.to_string()))
-            .clone()
+        static MADE: PerGpu<Fused> = PerGpu::new();
+        MADE.get(device, Self::load)
     }
 
     fn load(index: usize) -> Result<Self, CompileError> {
-        let source = CString::new(SOURCE).unwrap_or_default();
-        let program = Program::load(index, &source)?;
-        let (norm_rotate, add_norm) = (program.kernel(c"norm_rotate")?, program.kernel(c"add_norm")?);
-        let merge = program.kernel(c"merge")?;
-        Ok(Self { device: Device::Cuda(index), program, norm_rotate, add_norm, merge })
+        let kernels = Kernels::load(index, SOURCE)?;
+        let (norm_rotate, add_norm) = (kernels.get(c"norm_rotate")?, kernels.get(c"add_norm")?);
+        let merge = kernels.get(c"merge")?;
+        Ok(Self { kernels, norm_rotate, add_norm, merge })
     }
 
     /// Whether a model's widths are some that the kernels can have.
@@ -135,18 +109,19 @@ impl Fused {
             let found = format!("{size:?} for {parts} outputs of {first:?}, {normed} normed");
             return Err(mismatch("input", "[1, N, >= P * C], rows contiguous", found));
         }
-        let input = self.aligned("input", input, Kind::BFloat16)?;
+        let input = self.kernels.aligned("input", input, Kind::BFloat16)?;
         if stride % WIDTH != 0 {
             return Err(mismatch("input", "rows at multiples of 8 values", format!("stride {stride}")));
         }
-        let weight = self.whole("weight", weight, &[normed, channels], Kind::BFloat16)?;
-        let sums = sums.map(|sums| self.whole("sums", sums, &[1, tokens, normed], Kind::Float));
+        let weight = self.kernels.whole("weight", weight, &[normed, channels], Kind::BFloat16)?;
+        let sums = sums.map(|sums| self.kernels.whole("sums", sums, &[1, tokens, normed], Kind::Float));
         let shape = [tokens, 1, width / 2];
-        let rotations =
-            rotations.map(|turn| self.whole("rotations", turn, &shape, Kind::ComplexFloat)).transpose()?;
+        let rotations = rotations
+            .map(|turn| self.kernels.whole("rotations", turn, &shape, Kind::ComplexFloat))
+            .transpose()?;
         let mut places = [Argument::Pointer(ptr::null()); 3];
         for (place, output) in places.iter_mut().zip(outputs) {
-            *place = self.whole("output", output, &first, Kind::BFloat16)?;
+            *place = self.kernels.whole("output", output, &first, Kind::BFloat16)?;
         }
         let null = Argument::Pointer(ptr::null());
         let arguments = [
@@ -180,7 +155,7 @@ impl Fused {
             return Err(mismatch("x", "[F, S, C]", format!("{size:?}")));
         };
         let tokens = frames * per_frame;
-        let whole = |what, tensor| self.whole(what, tensor, &size, Kind::BFloat16);
+        let whole = |what, tensor| self.kernels.whole(what, tensor, &size, Kind::BFloat16);
         let null = Argument::Pointer(ptr::null());
         let (y, gate) = match added {
             None => (null, None),
@@ -225,8 +200,9 @@ impl Fused {
         if width % WIDTH != 0 {
             return Err(mismatch("output", "heads of a multiple of 8 channels", width.to_string()));
         }
-        let out = |part: &Part| self.whole("part", part.out, &size, Kind::BFloat16);
-        let lse = |part: &Part| self.whole("log-sum-exp", part.lse, &[1, heads, tokens, 1], Kind::Float);
+        let out = |part: &Part| self.kernels.whole("part", part.out, &size, Kind::BFloat16);
+        let lse =
+            |part: &Part| self.kernels.whole("log-sum-exp", part.lse, &[1, heads, tokens, 1], Kind::Float);
         let [a, b, c] = &parts;
         let arguments = [
             out(a)?,
@@ -236,7 +212,7 @@ impl Fused {
             lse(b)?,
             lse(c)?,
             Argument::F32(bias as f32),
-            self.whole("output", output, &size, Kind::BFloat16)?,
+            self.kernels.whole("output", output, &size, Kind::BFloat16)?,
             Argument::I32(small(tokens)),
             Argument::I32(small(heads * width)),
             Argument::I32(small(width)),
@@ -260,25 +236,8 @@ impl Fused {
             let most = WIDTH * VECTORS * i64::from(MAX_THREADS);
             return Err(mismatch("channels", &format!("multiples of 8 up to {most}"), channels.to_string()));
         }
-        let stream = torch_extra::current_stream(self.device)?;
-        let blocks = (count(tokens), count(parts));
-        // SAFETY: the caller's; the stream is of this device.
-        Ok(unsafe { self.program.launch(kernel, blocks, threads, stream.0, arguments) }?)
-    }
-
-    /// Place of a contiguous tensor of exactly this shape.
-    fn whole(
-        &self,
-        what: &'static str,
-        tensor: &Tensor,
-        shape: &[i64],
-        kind: Kind,
-    ) -> Result<Argument, FusedError> {
-        if tensor.size() != shape || !tensor.is_contiguous() {
-            let found = format!("{:?}, strides {:?}", tensor.size(), tensor.stride());
-            return Err(mismatch(what, &format!("{shape:?}, contiguous"), found));
-        }
-        self.aligned(what, tensor, kind)
+        // SAFETY: the caller's.
+        unsafe { self.kernels.launch(kernel, (tokens, parts), threads, arguments) }
     }
 
     /// Place and row stride of scale, shift or gate, which have `count` rows or one.
@@ -298,41 +257,18 @@ impl Fused {
             let found = format!("{size:?}, strides {stride:?}");
             return Err(mismatch(what, &format!("[{count}, 1, {channels}], rows contiguous"), found));
         }
-        Ok((self.aligned(what, rows, Kind::BFloat16)?, Argument::I64(apart)))
+        Ok((self.kernels.aligned(what, rows, Kind::BFloat16)?, Argument::I64(apart)))
     }
-
-    /// Place of a tensor that is read in vectors of 16 bytes.
-    fn aligned(&self, what: &'static str, tensor: &Tensor, kind: Kind) -> Result<Argument, FusedError> {
-        let place = tensor.data_ptr();
-        if (tensor.kind(), tensor.device()) != (kind, self.device) || !(place as usize).is_multiple_of(16) {
-            let expected = format!("{kind:?} on {:?} at a multiple of 16 bytes", self.device);
-            let found = format!("{:?} on {:?} at {place:?}", tensor.kind(), tensor.device());
-            return Err(mismatch(what, &expected, found));
-        }
-        Ok(Argument::Pointer(place))
-    }
-}
-
-fn mismatch(what: &'static str, expected: &str, found: String) -> FusedError {
-    FusedError::Input { what, expected: expected.to_owned(), found }
 }
 
 fn row_count(rows: &Tensor, channels: i64) -> i64 {
     rows.numel() as i64 / channels.max(1)
 }
 
-/// Sizes of tensors that fit a GPU fit.
-fn small(size: i64) -> i32 {
-    i32::try_from(size).unwrap_or(-1)
-}
-
-fn count(size: i64) -> u32 {
-    small(size).max(0).cast_unsigned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::assert_compiles;
 
     #[test]
     fn the_source_has_the_widths_that_launches_count_with() {
@@ -351,11 +287,7 @@ mod tests {
     #[test]
     #[ignore = "needs NVRTC on the library path, and no GPU"]
     fn the_source_compiles_for_every_gpu_from_ampere_on() {
-        let source = CString::new(SOURCE).unwrap();
-        for capability in [[8, 0], [8, 9], [9, 0], [10, 0], [12, 0]] {
-            let code = device::compile(&source, capability).unwrap_or_else(|error| panic!("{error}"));
-            assert!(code.starts_with(b"\x7fELF"), "{capability:?}");
-        }
+        assert_compiles(SOURCE);
         let error = device::compile(c"__global__ void broken(", [9, 0]).unwrap_err().to_string();
         assert!(error.contains("compute capability 9.0") && error.contains("error"), "{error}");
     }
