@@ -72,7 +72,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 /// Both ends: stage 0's and the leader's.
 fn ends(slot_bytes: u64) -> Result<(RingLink, RingLink)> {
     let prefix = "kinemesh-bench";
-    let rings = Rings { prefix, slots_in: SLOTS, slots_out: SLOTS, slot_bytes, link_epoch: 1 };
+    let rings = Rings { prefix, slots_in: SLOTS, slots_out: SLOTS, slot_bytes, link_epoch: 1, bind: "" };
     let (leader, descriptor) = shm::create(&rings)?;
     Ok((shm::open(&descriptor)?, leader))
 }
