@@ -22,7 +22,7 @@ pub struct Options {
 
 const PROGRAMS: [&str; 6] = ["gateway", "stage0", "mesh-leader", "tp-worker", "kinemesh-bench", "xtask"];
 /// Tests that can run on a device.
-const TESTS: [&str; 12] = [
+const TESTS: [&str; 13] = [
     "cuda_ipc",
     "golden_blend",
     "golden_dit",
@@ -35,6 +35,7 @@ const TESTS: [&str; 12] = [
     "golden_weights",
     "gpu",
     "nccl",
+    "nccl_link",
 ];
 /// Libraries that a bare machine need not have.
 const CARRIED: [&str; 1] = ["libvpx.so"];

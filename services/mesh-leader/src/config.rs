@@ -1,4 +1,5 @@
 use contract::Error;
+use contract::link::LinkKind;
 use engine::settings::{DOCS, DeviceSection, MeshSection, ModelSection, RankSettings};
 use engine::{PlacementSection, When, check_world_size};
 use runtime::config::Provenance;
@@ -27,7 +28,7 @@ impl LeaderSettings {
         let (build, placement) = (env!("CARGO_PKG_VERSION"), &self.placement);
         let mut rank =
             RankSettings::resolve(&self.model, &self.mesh, &self.device, placement, build, tp_plan_set_by)?;
-        let link = LinkDesk::new(self.mesh.link, rank.engine.device, &self.common.cell.id, &rank.model);
+        let link = LinkDesk::new(&self.mesh, rank.engine.device, &self.common.cell.id, &rank.model);
         rank.engine.place.link = link.device_bytes();
         let fits = rank.engine.check_memory(self.mesh.world_size()?, when)?;
         Ok((rank, fits))
@@ -48,6 +49,9 @@ impl ServiceConfig for LeaderSettings {
         self.model.weights().map_err(at("model.weights"))?;
         let chosen = self.device.resolve().map_err(at("device.kind"))?;
         latents::check(self.mesh.link, chosen.device).map_err(at("mesh.link"))?;
+        if self.mesh.link == LinkKind::Nccl {
+            latents::far::check_bind(&self.mesh.link_bind).map_err(at("mesh.link_bind"))?;
+        }
         let world_size = self.mesh.world_size().map_err(at("mesh.world_size"))?;
         check_world_size(&model, world_size).map_err(at("mesh.world_size"))?;
         self.mesh.plan().map_err(at("mesh.tp_plan"))?;

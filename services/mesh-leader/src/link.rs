@@ -1,6 +1,6 @@
 //! The leader's end of the link: one for each lease.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use contract::envelope::{Infer, Lease};
 use contract::link::{LinkDescriptor, LinkKind};
@@ -8,7 +8,9 @@ use contract::model::ModelInfo;
 use contract::tensor::{TensorKey, TensorSpec};
 use contract::{CellId, Error, Reason};
 use engine::CallTensors;
-use latents::{LatentLink, Rings};
+use engine::settings::MeshSection;
+use latents::far::Closer;
+use latents::{Condition, LatentLink, Rings};
 use tch::{Device, Tensor};
 
 /// Tensors of a call, for the call that runs, one in quarantine and the next.
@@ -21,11 +23,20 @@ pub(crate) struct LinkDesk {
     device: Device,
     prefix: String,
     slot_bytes: u64,
-    held: Mutex<Option<Held>>,
+    /// Where stage0 finds the leader's end of a link between hosts.
+    bind: String,
+    /// Locked for as long as it takes to look: a copy of a tensor has the link's own lock.
+    held: Mutex<Option<Arc<Held>>>,
 }
 
 struct Held {
     lease: Lease,
+    /// For a copy that waits for stage0.
+    closer: Option<Closer>,
+    link: Mutex<Link>,
+}
+
+struct Link {
     link: Box<dyn LatentLink>,
     /// The last result; its slot is taken back if nobody ever reads it.
     delivered: Option<TensorSpec>,
@@ -33,14 +44,15 @@ struct Held {
 
 impl LinkDesk {
     /// `device`: the one that the leader computes on.
-    pub(crate) fn new(kind: LinkKind, device: Device, cell: &CellId, model: &ModelInfo) -> Self {
+    pub(crate) fn new(mesh: &MeshSection, device: Device, cell: &CellId, model: &ModelInfo) -> Self {
         let frames = model.frames_per_chunk.max(model.context_frames);
         let numel = |shape: &[i64]| shape.iter().product::<i64>().unsigned_abs();
         let latents = model.sizes.iter().map(|size| numel(&model.latent_shape(*size, frames))).max();
         let largest = latents.unwrap_or_default().max(numel(&model.conditioning_shape()));
         Self {
-            kind,
+            kind: mesh.link,
             device,
+            bind: mesh.link_bind.clone(),
             prefix: format!("kinemesh-{cell}"),
             slot_bytes: largest * model.dtype.bytes() as u64,
             held: Mutex::default(),
@@ -49,10 +61,13 @@ impl LinkDesk {
 
     /// Bytes of the leader's device that the slots of a lease take: none of a GPU's, where they are in shared memory.
     pub(crate) fn device_bytes(&self) -> u64 {
-        match (self.kind, self.device) {
+        let slots = match (self.kind, self.device) {
             (LinkKind::Shm, Device::Cuda(_)) => 0,
-            _ => u64::from(SLOTS_IN + SLOTS_OUT) * self.slot_bytes,
-        }
+            // Its own ring, and a place for what is read. NCCL's own buffers come on top.
+            (LinkKind::Nccl, _) => SLOTS_OUT + 1,
+            _ => SLOTS_IN + SLOTS_OUT,
+        };
+        u64::from(slots) * self.slot_bytes
     }
 
     /// New memory for a new lease; that of the old one is gone.
@@ -66,30 +81,34 @@ impl LinkDesk {
             let text = format!("lease {}: lease {} is in force", lease.epoch, newer.lease.epoch);
             return Err(Error::new(Reason::Fenced, text));
         }
-        *held = None;
+        end(held.take().as_deref());
         let rings = Rings {
             prefix: &self.prefix,
             slots_in: SLOTS_IN,
             slots_out: SLOTS_OUT,
             slot_bytes: self.slot_bytes,
             link_epoch: lease.epoch.0,
+            bind: &self.bind,
         };
         let (link, descriptor) = latents::create(self.kind, self.device, &rings)?;
-        *held = Some(Held { lease, link, delivered: None });
+        let closer = link.closer();
+        *held = Some(Arc::new(Held { lease, closer, link: Mutex::new(Link { link, delivered: None }) }));
         Ok(descriptor)
     }
 
+    /// Waits for nothing: a copy that is under way has the link until it has ended, which is soon.
     pub(crate) fn close(&self) {
-        *self.lock() = None;
+        end(self.lock().take().as_deref());
     }
 
     /// Copies the tensors of a call out and gives their slots back.
     ///
     /// # Errors
-    /// `fenced` for an older lease, `not_finite`, and what [`LatentLink::read`] says; no slot is kept then either.
+    /// `fenced` for an older lease, `not_finite`, `not_ready` when the link has failed, and what [`LatentLink::read`] says; no
+    /// slot is kept then either.
     pub(crate) fn fetch(&self, lease: Lease, infer: &Infer) -> Result<CallTensors, Error> {
-        let mut held = self.lock();
-        let held = of(&mut held, lease)?;
+        let held = self.of(lease)?;
+        let mut held = locked(&held.link);
         let mut read = Vec::with_capacity(infer.tensors.len());
         let mut failed = None;
         for spec in &infer.tensors {
@@ -101,6 +120,10 @@ impl LinkDesk {
                 }
                 Err(error) => failed = failed.or(Some(error)),
             }
+        }
+        if let Condition::Failed(error) = held.link.condition() {
+            // No rank has heard of the call: over a new link it can be asked for as it is.
+            return Err(Error { reason: Reason::NotReady, ..error });
         }
         if let Some(error) = failed {
             return Err(error);
@@ -122,26 +145,41 @@ impl LinkDesk {
     /// Writes a result.
     ///
     /// # Errors
-    /// `fenced` for an older lease, and what [`LatentLink::write`] says.
+    /// `fenced` for an older lease, `call_aborted` when stage0's end of the link is gone, and what [`LatentLink::write`] says.
     pub(crate) fn deliver(&self, lease: Lease, latents: &Tensor) -> Result<TensorSpec, Error> {
-        let mut held = self.lock();
-        let held = of(&mut held, lease)?;
+        let held = self.of(lease)?;
+        let mut held = locked(&held.link);
         if let Some(last) = held.delivered.take() {
             // A result that was read is its reader's to give back.
             let _ = held.link.release(last.slot, last.generation);
         }
-        let spec = held.link.write(TensorKey::LatentsOut, latents)?;
+        let spec = held.link.write(TensorKey::LatentsOut, latents).map_err(|error| match error.reason {
+            // The link is, and not stage0: its lease is in force.
+            Reason::Fenced => Error { reason: Reason::CallAborted, ..error },
+            _ => error,
+        })?;
         held.delivered = Some(spec.clone());
         Ok(spec)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Held>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Option<Arc<Held>>> {
+        locked(&self.held)
+    }
+
+    fn of(&self, lease: Lease) -> Result<Arc<Held>, Error> {
+        let held = self.lock();
+        let held = held.as_ref().filter(|held| held.lease == lease);
+        held.cloned()
+            .ok_or_else(|| Error::new(Reason::Fenced, format!("the link of lease {} is closed", lease.epoch)))
     }
 }
 
-fn of(held: &mut Option<Held>, lease: Lease) -> Result<&mut Held, Error> {
-    held.as_mut()
-        .filter(|held| held.lease == lease)
-        .ok_or_else(|| Error::new(Reason::Fenced, format!("the link of lease {} is closed", lease.epoch)))
+fn end(held: Option<&Held>) {
+    if let Some(closer) = held.and_then(|held| held.closer.as_ref()) {
+        closer.close("the leader has closed it");
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -121,7 +121,7 @@ async fn serve(context: Context<LeaderSettings>) -> Result<Ended, Outcome> {
         leader,
         timing,
         bus,
-        links: Arc::new(LinkDesk::new(settings.mesh.link, rank.engine.device, &cell, &rank.model)),
+        links: Arc::new(LinkDesk::new(&settings.mesh, rank.engine.device, &cell, &rank.model)),
         cell,
         world_size,
         model: rank.model,

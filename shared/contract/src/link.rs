@@ -9,11 +9,13 @@ pub enum LinkKind {
     Shm,
     /// Device memory by CUDA IPC handle, both ends on one host.
     CudaIpc,
-    /// A two-rank NCCL communicator.
+    /// A two-rank NCCL communicator between GPUs, of one host or two.
     Nccl,
 }
 
 impl LinkKind {
+    pub const ALL: [Self; 3] = [Self::Shm, Self::CudaIpc, Self::Nccl];
+
     /// As in messages and configuration.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -29,7 +31,7 @@ impl LinkKind {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LinkDescriptor {
     pub kind: LinkKind,
-    /// Name of the shared memory object.
+    /// Name of the shared memory object. Where there is none, what the controller says to be let in.
     pub name: String,
     pub slots_in: u32,
     pub slots_out: u32,
@@ -37,4 +39,17 @@ pub struct LinkDescriptor {
     pub slot_bytes: u64,
     /// A new lease or mesh epoch always means a new link epoch and newly allocated memory.
     pub link_epoch: u64,
+    /// Of a link that can be between hosts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub meeting: Option<LinkMeeting>,
+}
+
+/// Where the two ends of a link meet that share no memory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkMeeting {
+    /// `host:port` at which the leader waits for the controller.
+    pub address: String,
+    /// What carries the tensors is found by: NCCL's unique id.
+    #[serde(with = "serde_bytes")]
+    pub rendezvous: Vec<u8>,
 }

@@ -115,7 +115,7 @@ pub struct MeshStatus {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LinkState {
-    /// There is none without a lease.
+    /// There is none without a lease, nor before its two ends have met.
     Closed,
     Open,
     /// A call went unanswered: its slots wait until the leader says that it is over.

@@ -2,6 +2,7 @@
 
 use contract::codec::{MAX_PAYLOAD, decode, encode};
 use contract::envelope::{Action, EnvelopeV1};
+use contract::link::{LinkDescriptor, LinkKind, LinkMeeting};
 use contract::media::{MAX_PART, MediaPart, VideoCodec};
 use contract::model::Size;
 use contract::{
@@ -59,6 +60,43 @@ fn unknown_fields_are_ignored_and_unknown_versions_refused() {
     assert_eq!(error.reason, Reason::UnsupportedVersion);
     assert_eq!(error.message, "envelope version 9: 1 is spoken here");
     assert_eq!(noop().check_version(), Ok(()));
+}
+
+/// One side of a cell may be older than the other, and knows the links in shared memory alone.
+#[test]
+fn a_link_says_where_its_ends_meet_only_where_they_have_to() {
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    struct Older {
+        kind: LinkKind,
+        name: String,
+        slots_in: u32,
+        slots_out: u32,
+        slot_bytes: u64,
+        link_epoch: u64,
+    }
+    let shm = LinkDescriptor {
+        kind: LinkKind::Shm,
+        name: "x".into(),
+        slots_in: 9,
+        slots_out: 4,
+        slot_bytes: 64,
+        link_epoch: 3,
+        meeting: None,
+    };
+    let older = Older {
+        kind: LinkKind::Shm,
+        name: "x".into(),
+        slots_in: 9,
+        slots_out: 4,
+        slot_bytes: 64,
+        link_epoch: 3,
+    };
+    assert_eq!(encode(&shm).unwrap(), encode(&older).unwrap());
+    assert_eq!(decode::<LinkDescriptor>(&encode(&older).unwrap()).unwrap(), shm);
+    let meeting = LinkMeeting { address: "10.0.0.7:4711".into(), rendezvous: vec![0xc1; 136] };
+    let nccl = LinkDescriptor { kind: LinkKind::Nccl, meeting: Some(meeting), ..shm };
+    assert_eq!(decode::<LinkDescriptor>(&encode(&nccl).unwrap()).unwrap(), nccl);
+    assert!(LinkKind::ALL.map(LinkKind::as_str).contains(&"nccl"));
 }
 
 #[test]

@@ -125,6 +125,8 @@ pub struct MeshSection {
     pub session_slots: u32,
     /// Of the leader and stage0.
     pub link: LinkKind,
+    /// `host:port` at which the leader waits for stage0's end of an nccl link; stage0 is told the address that is bound.
+    pub link_bind: String,
     /// Conditioning embeddings that every rank keeps.
     pub conditionings: u32,
     /// `host:port` of the leader's liveness socket; workers are told the address that is bound.
@@ -145,6 +147,7 @@ impl Default for MeshSection {
             tp_plan: None,
             session_slots: 2,
             link: LinkKind::Shm,
+            link_bind: "127.0.0.1:0".to_owned(),
             conditionings: 16,
             liveness_bind: "127.0.0.1:0".to_owned(),
             beat_silence_ms: 800,
@@ -189,8 +192,9 @@ pub const DOCS: &[(&str, &str)] = &[
     ("mesh.session_slots", "KV slots for sessions, the same on all ranks"),
     (
         "mesh.link",
-        "how latents get to stage0 and back: shm, or cuda-ipc where both have GPUs; read by the leader",
+        "how latents get to stage0 and back: shm; where both have GPUs cuda-ipc, or nccl, also between hosts; read by the leader",
     ),
+    ("mesh.link_bind", "address at which the leader waits for stage0's end of an nccl link"),
     ("mesh.conditionings", "conditioning embeddings that every rank keeps, the same on all ranks"),
     ("mesh.liveness_bind", "address of the leader's liveness socket"),
     ("mesh.beat_silence_ms", "a worker that is silent for this long has stopped"),

@@ -24,7 +24,7 @@ static KEPT: Mutex<Vec<(Arc<Layout>, DeviceMemory)>> = Mutex::new(Vec::new());
 /// `bad_field` for a size that is not allowed; `internal` when the memory cannot be had.
 pub fn create(index: usize, rings: &Rings) -> Result<(RingLink, LinkDescriptor), Error> {
     free_unshared();
-    let Rings { prefix, slots_in, slots_out, slot_bytes, link_epoch } = *rings;
+    let Rings { prefix, slots_in, slots_out, slot_bytes, link_epoch, .. } = *rings;
     let shape = Shape::new(slots_in, slots_out, slot_bytes)?;
     let memory = DeviceMemory::allocate(index, shape.contents())?;
     let name = format!("{prefix}-{NAME}");

@@ -95,7 +95,9 @@ impl DeviceMemory {
         self.copy(address(tensor), self.at(offset, len), len, tensor.device())
     }
 
-    fn at(&self, offset: usize, len: usize) -> CUdeviceptr {
+    /// # Panics
+    /// When the span is not inside: a defect of the caller.
+    pub(crate) fn at(&self, offset: usize, len: usize) -> CUdeviceptr {
         let inside = offset.checked_add(len).is_some_and(|end| end <= self.len);
         assert!(inside, "{len} bytes at {offset} are not inside {} bytes of device memory", self.len);
         self.base + offset as u64

@@ -2,11 +2,14 @@
 //!
 //! A link has two rings of slots: stage0 writes `in` and the leader reads it, the leader writes `out` and stage0 reads
 //! it. Each side has one end. A tensor is written into a free slot, named in a message by its [`TensorSpec`], read out
-//! by the other end and given back. [`shm`] does this in shared memory of one host, [`cuda_ipc`] in memory of a GPU.
+//! by the other end and given back. [`shm`] does this in shared memory of one host, [`cuda_ipc`] in memory of a GPU, [`nccl`]
+//! between GPUs of two hosts, or of one where neither reaches the other's memory.
 
 mod contents;
 pub mod cuda_ipc;
 mod device_memory;
+pub mod far;
+pub mod nccl;
 mod ring;
 pub mod shm;
 mod tensor;
@@ -20,7 +23,9 @@ pub use self::ring::RingLink;
 
 const NAME: &str = "link";
 
-/// One end of a link. Nothing here waits: what cannot be done now is an error now.
+/// One end of a link. What cannot be done now is an error now. In memory that both ends share nothing waits; where they share
+/// none ([`far`]), [`LatentLink::read`], and what is asked of the other end's ring, waits for the other end, never longer than
+/// [`far::TRANSFER`].
 ///
 /// Who holds a slot: its writer while it writes; then both ends, whoever takes it first, the writer back or the reader
 /// to read; the reader from its first read on. Only a holder can give a slot back. A spec is good for the one write it
@@ -60,6 +65,16 @@ pub trait LatentLink: Send {
     /// in the very act of being read is left to its reader.
     fn unquarantine_all(&mut self);
 
+    /// Whether tensors can go both ways.
+    fn condition(&self) -> Condition {
+        Condition::Open
+    }
+
+    /// What ends the link from another thread; `None` where nothing ever waits, so that dropping it does.
+    fn closer(&self) -> Option<far::Closer> {
+        None
+    }
+
     /// How many writes would succeed now.
     fn free_slots(&self) -> usize;
 }
@@ -74,6 +89,8 @@ pub struct Rings<'a> {
     /// Bytes that a slot holds.
     pub slot_bytes: u64,
     pub link_epoch: u64,
+    /// `host:port` at which the leader of an nccl link waits for stage0. The other kinds have no use for it.
+    pub bind: &'a str,
 }
 
 /// The leader's end of a new link, and what HELLO's reply says of it. `device` is the one that the leader computes on.
@@ -88,12 +105,18 @@ pub fn create(
 ) -> Result<(Box<dyn LatentLink>, LinkDescriptor), Error> {
     // A leader that was killed before it handed its link over left it behind.
     let _ = remove_stale(rings.prefix);
-    let (link, descriptor) = match (kind, device) {
-        (LinkKind::Shm, _) => shm::create(rings)?,
-        (LinkKind::CudaIpc, Device::Cuda(index)) => cuda_ipc::create(index, rings)?,
-        _ => return Err(unsupported(kind, device)),
-    };
-    Ok((Box::new(link), descriptor))
+    check(kind, device)?;
+    Ok(match (kind, device) {
+        (LinkKind::CudaIpc, Device::Cuda(index)) => boxed(cuda_ipc::create(index, rings)?),
+        (LinkKind::Nccl, Device::Cuda(index)) => boxed(nccl::create(index, rings)?),
+        _ => boxed(shm::create(rings)?),
+    })
+}
+
+fn boxed<L: LatentLink + 'static>(
+    (link, descriptor): (L, LinkDescriptor),
+) -> (Box<dyn LatentLink>, LinkDescriptor) {
+    (Box::new(link), descriptor)
 }
 
 /// Opens the end of stage0, which computes on `device`, on the link that HELLO's reply describes.
@@ -101,11 +124,12 @@ pub fn create(
 /// # Errors
 /// As [`create`]; what the transport's own `open` says.
 pub fn open(descriptor: &LinkDescriptor, device: Device) -> Result<Box<dyn LatentLink>, Error> {
-    Ok(Box::new(match (descriptor.kind, device) {
-        (LinkKind::Shm, _) => shm::open(descriptor)?,
-        (LinkKind::CudaIpc, Device::Cuda(index)) => cuda_ipc::open(index, descriptor)?,
-        (kind, _) => return Err(unsupported(kind, device)),
-    }))
+    check(descriptor.kind, device)?;
+    Ok(match (descriptor.kind, device) {
+        (LinkKind::CudaIpc, Device::Cuda(index)) => Box::new(cuda_ipc::open(index, descriptor)?),
+        (LinkKind::Nccl, Device::Cuda(index)) => Box::new(nccl::open(index, descriptor)?),
+        _ => Box::new(shm::open(descriptor)?),
+    })
 }
 
 /// Whether a process that computes on `device` can have a link of this kind.
@@ -113,17 +137,29 @@ pub fn open(descriptor: &LinkDescriptor, device: Device) -> Result<Box<dyn Laten
 /// # Errors
 /// `unsupported_parameter`, saying what it can have.
 pub fn check(kind: LinkKind, device: Device) -> Result<(), Error> {
+    let (name, family) = (kind.as_str(), device::family(device));
+    let refused = |why: &str, allowed: &str| {
+        let text = format!("link kind {name}: {why}a process that computes on {family} has {allowed}");
+        Err(Error::new(Reason::UnsupportedParameter, text))
+    };
     match (kind, device) {
         (LinkKind::Shm, _) | (LinkKind::CudaIpc, Device::Cuda(_)) => Ok(()),
-        _ => Err(unsupported(kind, device)),
+        (LinkKind::Nccl, Device::Cuda(_)) => match collectives::nccl::available() {
+            Ok(()) => Ok(()),
+            Err(error) => refused(&format!("{error}; without it "), "shm or cuda-ipc"),
+        },
+        _ => refused("", "shm"),
     }
 }
 
-fn unsupported(kind: LinkKind, device: Device) -> Error {
-    let (kind, family) = (kind.as_str(), device::family(device));
-    let allowed = if device.is_cuda() { "shm or cuda-ipc" } else { "shm" };
-    let text = format!("link kind {kind}: a process that computes on {family} has {allowed}");
-    Error::new(Reason::UnsupportedParameter, text)
+/// What becomes of a link that is between two hosts; one in shared memory is open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// The ends are on the way to one another.
+    Opening,
+    Open,
+    /// For good, and why: every call is this error.
+    Failed(Error),
 }
 
 /// Takes away what a killed leader left under `prefix` and never handed over. A living leader's links stay. Returns

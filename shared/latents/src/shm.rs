@@ -14,7 +14,7 @@ use crate::{NAME, Rings};
 /// # Errors
 /// `bad_field` for a size that is not allowed; `internal` when the memory cannot be had.
 pub fn create(rings: &Rings) -> Result<(RingLink, LinkDescriptor), Error> {
-    let Rings { prefix, slots_in, slots_out, slot_bytes, link_epoch } = *rings;
+    let Rings { prefix, slots_in, slots_out, slot_bytes, link_epoch, .. } = *rings;
     let shape = Shape::new(slots_in, slots_out, slot_bytes)?;
     let layout = Layout::create(LinkKind::Shm, &format!("{prefix}-{NAME}"), shape, &[0; 64], link_epoch)?;
     let descriptor = layout.descriptor(link_epoch);

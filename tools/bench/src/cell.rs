@@ -23,9 +23,10 @@ pub(crate) struct CellOptions {
     /// `cpu` or `cuda:N`, of every service that computes.
     #[arg(long, default_value = "cpu")]
     pub(crate) device: DeviceKind,
-    /// How latents get from stage 0 to the leader and back; `cuda-ipc` goes through the leader's GPU.
-    #[arg(long, default_value = LinkKind::Shm.as_str(), value_parser = [LinkKind::Shm.as_str(), LinkKind::CudaIpc.as_str()])]
-    pub(crate) link: String,
+    /// How latents get from stage 0 to the leader and back: `shm`, `cuda-ipc` through the leader's GPU, or `nccl`, which is slow
+    /// here, where both are on one GPU.
+    #[arg(long, default_value = "shm", value_parser = options::parse_link)]
+    pub(crate) link: LinkKind,
     #[command(flatten)]
     pub(crate) group: GroupOptions,
 }
@@ -37,10 +38,7 @@ impl CellOptions {
     /// It is not there, or the link cannot be had with it.
     pub(crate) fn device(&self) -> Result<Device> {
         let device = options::resolve(self.device)?;
-        if self.link == LinkKind::CudaIpc.as_str() {
-            latents::check(LinkKind::CudaIpc, device)
-                .map_err(|e| Refused(format!("--link: {}", e.message)))?;
-        }
+        latents::check(self.link, device).map_err(|e| Refused(format!("--link: {}", e.message)))?;
         Ok(device)
     }
 
@@ -67,8 +65,17 @@ impl CellOptions {
                 cell = cell.env(&process, "NCCL_HOSTID", &process).env(&process, "NCCL_SOCKET_IFNAME", "lo");
             }
         }
+        if self.link == LinkKind::Nccl {
+            // stage 0 has the leader's GPU.
+            cell = cell.env("stage0", "NCCL_HOSTID", "stage0").env("leader", "NCCL_HOSTID", "leader");
+            for process in
+                ["stage0", "leader"].into_iter().filter(|_| world_size == 1 || self.group.share_gpu)
+            {
+                cell = cell.env(process, "NCCL_SOCKET_IFNAME", "lo");
+            }
+        }
         let first = if let Device::Cuda(index) = device { DeviceKind::Cuda(index) } else { DeviceKind::Cpu };
-        cell.env("stage0", DEVICE, &first.to_string()).env("leader", LINK, &self.link)
+        cell.env("stage0", DEVICE, &first.to_string()).env("leader", LINK, self.link.as_str())
     }
 
     pub(crate) fn conditions(&self, config: &ModelConfig, device: Device, world_size: u16) -> Value {
@@ -76,7 +83,7 @@ impl CellOptions {
             "model": config.name, "weights": weights(&config.name),
             "precision": options::name(engine::compute_kind(device)),
             "latent_frames": config.num_frame_per_block, "world_size": world_size,
-            "ranks_share_a_gpu": self.group.share_gpu, "link": self.link,
+            "ranks_share_a_gpu": self.group.share_gpu, "link": self.link.as_str(),
         })
     }
 }

@@ -28,14 +28,22 @@ pub(crate) fn ms<T>(device: Device, work: impl FnOnce() -> Result<T>) -> Result<
 
 /// The device as an option names it, and what both processors call themselves.
 pub(crate) fn conditions(device: Device) -> Result<Value> {
-    let (name, gpu) = match device {
-        Device::Cuda(index) => (format!("cuda:{index}"), Some(context(index)?.name()?)),
-        _ => ("cpu".to_owned(), None),
+    let gpu = match device {
+        Device::Cuda(index) => Some(context(index)?.name()?),
+        _ => None,
     };
     Ok(json!({
-        "device": name, "gpu": gpu, "cpu": cpu(),
+        "device": name(device), "gpu": gpu, "cpu": cpu(),
         "cores": std::thread::available_parallelism().map_or(0, usize::from),
     }))
+}
+
+/// As an option names it.
+pub(crate) fn name(device: Device) -> String {
+    match device {
+        Device::Cuda(index) => format!("cuda:{index}"),
+        _ => "cpu".to_owned(),
+    }
 }
 
 fn cpu() -> Option<String> {

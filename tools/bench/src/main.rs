@@ -40,7 +40,7 @@ enum Bench {
     Vae(vae::Options),
     /// Encoding a prompt.
     Text(text::Options),
-    /// The latents of a chunk through each link there is, both ways, and a small request through a real broker.
+    /// The latents of a chunk through a link, both ways, and a small request through a real broker.
     Link(link::Options),
     /// Each call that ranks make of one another, at the sizes of a chunk.
     Collective(collective::Options),

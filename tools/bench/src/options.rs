@@ -4,6 +4,7 @@ use std::str::FromStr;
 
 use anyhow::Result;
 use clap::builder::PossibleValuesParser;
+use contract::link::LinkKind;
 use device::DeviceKind;
 use engine::settings::ModelSection;
 use serde_json::{Value, json};
@@ -185,6 +186,11 @@ fn parse_kind(text: &str) -> Result<Kind, String> {
         "f32" => Ok(Kind::Float),
         _ => Err("bf16 or f32 is allowed".to_owned()),
     }
+}
+
+pub(crate) fn parse_link(text: &str) -> Result<LinkKind, String> {
+    let kind = LinkKind::ALL.into_iter().find(|kind| kind.as_str() == text);
+    kind.ok_or_else(|| "shm, cuda-ipc or nccl is allowed".to_owned())
 }
 
 /// Weight of past frames in self-attention.

@@ -12,11 +12,12 @@ use contract::status::LinkState;
 use contract::{Budget, Deadline, subjects};
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use latents::LatentLink;
+use latents::{Condition, LatentLink};
 use mesh::controller::{Action, Controller, Input};
 use mesh::{DigestCache, Ticket, Timing};
 use runtime::{ExitCode, Recorder, Shutdown, metric_names};
 use tch::Device;
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
 use tracing::{error, info, warn};
@@ -161,6 +162,10 @@ impl Actor {
     }
 
     fn tick(&mut self) {
+        if let Some(Condition::Failed(error)) = self.link.as_ref().map(|link| link.condition()) {
+            warn!(%error, detail = error.detail, "the link to the mesh has failed");
+            self.step(Input::LinkFailed { error });
+        }
         if let Some(epoch) = self.cell.leader(Instant::now()).and_then(|leader| leader.epoch) {
             self.step(Input::Mesh { epoch });
         }
@@ -168,7 +173,9 @@ impl Actor {
     }
 
     fn begin(&mut self, job: Job, retried: bool) {
-        let Some(link) = self.link.as_deref_mut().filter(|_| self.controller.attached().is_some()) else {
+        let attached = self.controller.attached().is_some();
+        let open = self.link.as_ref().is_some_and(|link| link.condition() == Condition::Open);
+        let Some(link) = self.link.as_deref_mut().filter(|_| attached && open) else {
             let text = format!("the mesh takes no calls: {}", self.waiting_for().unwrap_or_default());
             job.deliver(Outcome::failed(Error::new(Reason::Recovering, text)));
             return;
@@ -300,7 +307,7 @@ impl Actor {
             self.settings.budget.ran_out();
         }
         let result = match (result, self.link.as_deref_mut()) {
-            (Ok(result), Some(link)) => current.placed.read(link, &result).map(|latents| {
+            (Ok(result), Some(link)) => waiting(|| current.placed.read(link, &result)).map(|latents| {
                 self.settings.budget.record(call);
                 Box::new(Done { latents, result, link: current.placed.took, call })
             }),
@@ -329,10 +336,11 @@ impl Actor {
 
     fn show(&self) {
         let budget = self.settings.budget.budget();
-        let link = match (&self.link, self.controller.quarantined()) {
-            (None, _) => LinkState::Closed,
-            (Some(_), None) => LinkState::Open,
-            (Some(_), Some(_)) => LinkState::Quarantined,
+        let open = self.link.as_ref().is_some_and(|link| link.condition() == Condition::Open);
+        let link = match (open, self.controller.quarantined()) {
+            (false, _) => LinkState::Closed,
+            (true, None) => LinkState::Open,
+            (true, Some(_)) => LinkState::Quarantined,
         };
         let view = MeshView {
             waiting_for: self.waiting_for(),
@@ -368,10 +376,23 @@ impl Actor {
             let why = self.refused.as_ref().map_or_else(|| "asked for".to_owned(), ToString::to_string);
             return Some(format!("mesh: lease ({why})"));
         }
+        match self.link.as_ref().map(|link| link.condition()) {
+            None | Some(Condition::Open) => {}
+            Some(Condition::Opening) => return Some("mesh: link".to_owned()),
+            Some(Condition::Failed(error)) => return Some(format!("mesh: link ({error})")),
+        }
         if self.doubt.is_some_and(|since| leader.at <= since) {
             return Some("mesh: its state after a fault".to_owned());
         }
         self.controller.quarantined().map(|call| format!("mesh: end of call {call}"))
+    }
+}
+
+/// What a link between hosts does waits for its other end: other tasks of the runtime go on meanwhile.
+fn waiting<T>(work: impl FnOnce() -> T) -> T {
+    match Handle::current().runtime_flavor() {
+        RuntimeFlavor::MultiThread => tokio::task::block_in_place(work),
+        _ => work(),
     }
 }
 

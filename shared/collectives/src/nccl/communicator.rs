@@ -1,11 +1,13 @@
 //! NCCL's calls on one communicator. It is a non-blocking one: a call returns at once, and whoever made it asks for its
 //! progress.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, c_void};
 use std::ptr;
+use std::sync::Arc;
 
 use cudarc::nccl::sys::{self, ncclDataType_t, ncclRedOp_t, ncclResult_t, ncclUniqueId};
 
+use super::gpu::Stream;
 use crate::tensor::{Dtype, Elements};
 use crate::{CollectiveError, ReduceOp};
 
@@ -14,8 +16,7 @@ const MAGIC: u32 = 0xcafe_beef;
 const UNSET: i32 = i32::MIN;
 /// The version whose `ncclConfig_t` the bindings have.
 const VERSION: u32 = 22_800;
-/// torch's current stream, which nobody changes: NCCL's work is ordered with that of tensors.
-const DEFAULT_STREAM: sys::cudaStream_t = ptr::null_mut();
+const BYTES: ncclDataType_t = ncclDataType_t::ncclUint8;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Progress {
@@ -34,14 +35,23 @@ pub(super) fn unique_id() -> Result<ncclUniqueId, CollectiveError> {
 
 /// An `ncclComm_t` that has been neither destroyed nor aborted.
 #[derive(Debug)]
-pub(super) struct Communicator(sys::ncclComm_t);
+pub(super) struct Communicator {
+    raw: sys::ncclComm_t,
+    /// Gets all of its work, and is there as long as the communicator is.
+    stream: Arc<Stream>,
+}
 
 // SAFETY: NCCL takes calls on a communicator from any thread, one at a time: this is not `Sync`.
 unsafe impl Send for Communicator {}
 
 impl Communicator {
     /// Begins to join; the device must be the current one of this thread.
-    pub(super) fn begin(id: ncclUniqueId, rank: i32, world_size: i32) -> Result<Self, CollectiveError> {
+    pub(super) fn begin(
+        id: ncclUniqueId,
+        rank: i32,
+        world_size: i32,
+        stream: Arc<Stream>,
+    ) -> Result<Self, CollectiveError> {
         let mut config = sys::ncclConfig_t {
             size: size_of::<sys::ncclConfig_t>(),
             magic: MAGIC,
@@ -67,7 +77,7 @@ impl Communicator {
             sys::ncclCommInitRankConfig(&raw mut communicator, world_size, id, rank, &raw mut config)
         };
         started("ncclCommInitRankConfig", result, communicator)?;
-        Ok(Self(communicator))
+        Ok(Self { raw: communicator, stream })
     }
 
     /// How far the last call is, as far as the host is concerned; the device may still work on it.
@@ -77,12 +87,12 @@ impl Communicator {
     pub(super) fn progress(&self) -> Result<Progress, CollectiveError> {
         let mut state = ncclResult_t::ncclSuccess;
         // SAFETY: the communicator lives, and `state` is valid for the write.
-        let asked = unsafe { sys::ncclCommGetAsyncError(self.0, &raw mut state) };
-        started("ncclCommGetAsyncError", asked, self.0)?;
+        let asked = unsafe { sys::ncclCommGetAsyncError(self.raw, &raw mut state) };
+        started("ncclCommGetAsyncError", asked, self.raw)?;
         match state {
             ncclResult_t::ncclSuccess => Ok(Progress::Done),
             ncclResult_t::ncclInProgress => Ok(Progress::Running),
-            failed => Err(failure("the group", failed, self.0)),
+            failed => Err(failure("the group", failed, self.raw)),
         }
     }
 
@@ -95,21 +105,43 @@ impl Communicator {
         };
         // SAFETY: `numel` elements on the communicator's device, whose tensor the caller holds until the work is done or
         // the communicator aborted.
-        let result = unsafe { sys::ncclAllReduce(data, data, numel, dtype, op, self.0, DEFAULT_STREAM) };
-        started("ncclAllReduce", result, self.0)
+        let result = unsafe { sys::ncclAllReduce(data, data, numel, dtype, op, self.raw, self.stream()) };
+        started("ncclAllReduce", result, self.raw)
     }
 
     pub(super) fn broadcast(&self, elements: &Elements, root: i32) -> Result<(), CollectiveError> {
         let (data, numel, dtype) = (elements.data.cast(), elements.numel, dtype(elements.dtype));
         // SAFETY: as for `all_reduce`.
-        let result = unsafe { sys::ncclBroadcast(data, data, numel, dtype, root, self.0, DEFAULT_STREAM) };
-        started("ncclBroadcast", result, self.0)
+        let result = unsafe { sys::ncclBroadcast(data, data, numel, dtype, root, self.raw, self.stream()) };
+        started("ncclBroadcast", result, self.raw)
+    }
+
+    /// # Safety
+    /// `from` is the address of `len` bytes of the communicator's device, until the work is done or the communicator aborted.
+    pub(super) unsafe fn send(&self, from: u64, len: usize, peer: i32) -> Result<(), CollectiveError> {
+        let from = from as *const c_void;
+        // SAFETY: the caller's promise.
+        let result = unsafe { sys::ncclSend(from, len, BYTES, peer, self.raw, self.stream()) };
+        started("ncclSend", result, self.raw)
+    }
+
+    /// # Safety
+    /// As for [`Self::send`].
+    pub(super) unsafe fn receive(&self, to: u64, len: usize, peer: i32) -> Result<(), CollectiveError> {
+        let to = to as *mut c_void;
+        // SAFETY: the caller's promise.
+        let result = unsafe { sys::ncclRecv(to, len, BYTES, peer, self.raw, self.stream()) };
+        started("ncclRecv", result, self.raw)
+    }
+
+    fn stream(&self) -> sys::cudaStream_t {
+        self.stream.raw().cast()
     }
 
     /// Ends what runs, on the device as well, and frees everything. May take long where the device is wedged.
     pub(super) fn abort(self) {
         // SAFETY: the communicator lives, and nobody uses it afterwards. What it returns changes nothing any more.
-        let _ = unsafe { sys::ncclCommAbort(self.0) };
+        let _ = unsafe { sys::ncclCommAbort(self.raw) };
     }
 }
 

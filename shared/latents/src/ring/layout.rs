@@ -23,7 +23,7 @@ pub(crate) enum Side {
 }
 
 impl Side {
-    pub(super) fn other(self) -> Self {
+    pub(crate) fn other(self) -> Self {
         match self {
             Self::Stage0 => Self::Leader,
             Self::Leader => Self::Stage0,
@@ -61,12 +61,20 @@ impl Shape {
         Self::new(link.slots_in, link.slots_out, link.slot_bytes)
     }
 
+    /// Slots of the ring that `side` writes.
+    pub(crate) fn slots_of(self, side: Side) -> usize {
+        match side {
+            Side::Stage0 => self.slots_in as usize,
+            Side::Leader => self.slots_out as usize,
+        }
+    }
+
     fn slots(self) -> usize {
         (self.slots_in + self.slots_out) as usize
     }
 
     /// Bytes from one slot's content to the next one's.
-    fn stride(self) -> usize {
+    pub(crate) fn stride(self) -> usize {
         (self.slot_bytes as usize).next_multiple_of(PAGE)
     }
 
@@ -135,6 +143,13 @@ impl Layout {
         Ok(layout)
     }
 
+    /// For the words of one end alone: it has no name.
+    pub(crate) fn private(kind: LinkKind, name: &str, shape: Shape, link_epoch: u64) -> Result<Self, Error> {
+        let layout = Self::create(kind, name, shape, &[0; CACHE_LINE], link_epoch)?;
+        layout.segment.unlink();
+        Ok(layout)
+    }
+
     /// Takes the one place beside the creator, and the name away.
     pub(crate) fn open(kind: LinkKind, link: &LinkDescriptor) -> Result<Self, Error> {
         if link.kind != kind {
@@ -172,6 +187,7 @@ impl Layout {
             slots_out: self.shape.slots_out,
             slot_bytes: self.shape.slot_bytes,
             link_epoch,
+            meeting: None,
         }
     }
 
@@ -205,7 +221,7 @@ impl Layout {
     }
 
     /// The slots that `side` writes.
-    pub(super) fn ring(&self, side: Side) -> std::ops::Range<u32> {
+    pub(crate) fn ring(&self, side: Side) -> std::ops::Range<u32> {
         match side {
             Side::Stage0 => 0..self.shape.slots_in,
             Side::Leader => self.shape.slots_in..self.shape.slots() as u32,

@@ -1,7 +1,9 @@
 //! One end of a link whose slots are governed by words in shared memory, wherever their contents lie.
 
 mod layout;
+mod reader;
 mod slot;
+mod writer;
 
 use std::mem;
 use std::sync::Arc;
@@ -11,11 +13,12 @@ use contract::tensor::{TensorKey, TensorSpec};
 use contract::{Error, Generation, LinkSlot, Reason};
 use tch::Tensor;
 
-use self::slot::State;
 use crate::contents::Contents;
 use crate::{LatentLink, cuda_ipc, tensor};
 
 pub(crate) use self::layout::{Handle, Layout, Shape, Side};
+pub(crate) use self::reader::Reader;
+pub(crate) use self::writer::Writer;
 
 /// One end of the link, in one process.
 #[derive(Debug)]
@@ -23,62 +26,16 @@ pub struct RingLink {
     contents: Contents,
     layout: Arc<Layout>,
     side: Side,
-    /// Of this end's ring, by position.
-    quarantined: Vec<bool>,
-    /// Position in this end's ring after the last slot written, so that a slot rests as long as it can.
-    next: usize,
+    writer: Writer,
+    reader: Reader,
 }
 
 impl RingLink {
     pub(crate) fn new(layout: Layout, contents: Contents, side: Side) -> Self {
-        let quarantined = vec![false; layout.ring(side).len()];
-        Self { contents, layout: Arc::new(layout), side, quarantined, next: 0 }
-    }
-
-    fn own(&self, position: usize) -> LinkSlot {
-        LinkSlot(self.layout.ring(self.side).start + position as u32)
-    }
-
-    /// Takes the first free slot at or after `next`.
-    fn take(&mut self) -> Result<(LinkSlot, Generation), Error> {
-        let ring = self.quarantined.len();
-        for position in (0..ring).map(|step| (self.next + step) % ring) {
-            let slot = self.own(position);
-            if !self.quarantined[position]
-                && let Some(generation) = self.layout.slot(slot).begin_write()
-            {
-                self.next = (position + 1) % ring;
-                return Ok((slot, generation));
-            }
-        }
-        let quarantined = self.quarantined.iter().filter(|q| **q).count();
-        Err(Error::new(
-            Reason::SlotBusy,
-            format!("none of {ring} link slots is free, {quarantined} in quarantine"),
-        ))
-    }
-
-    /// What can be said of a spec without looking into its slot.
-    fn check(&self, spec: &TensorSpec) -> Result<usize, Error> {
-        let TensorSpec { slot, byte_len, byte_offset, .. } = spec;
-        let key = spec.key.as_str();
-        let ring = self.layout.ring(self.side.other());
-        if !ring.contains(&slot.0) {
-            let text =
-                format!("{key} is in link slot {slot}: {} to {} are read here", ring.start, ring.end - 1);
-            return Err(Error::new(Reason::BadField, text));
-        }
-        let bytes = tensor::bytes_of(&spec.shape, spec.dtype)?;
-        if *byte_len != bytes {
-            let text = format!("{key} has {byte_len} bytes: its shape {:?} takes {bytes}", spec.shape);
-            return Err(Error::new(Reason::BadShape, text));
-        }
-        if *byte_offset != 0 || bytes > self.layout.slot_bytes() {
-            let size = self.layout.slot_bytes();
-            let text = format!("{key} has {bytes} bytes at {byte_offset}: at most {size} at 0 are in a slot");
-            return Err(Error::new(Reason::BadField, text));
-        }
-        Ok(bytes as usize)
+        let layout = Arc::new(layout);
+        let writer = Writer::new(Arc::clone(&layout), side);
+        let reader = Reader::new(Arc::clone(&layout), side.other());
+        Self { contents, layout, side, writer, reader }
     }
 }
 
@@ -87,94 +44,49 @@ impl LatentLink for RingLink {
         if self.layout.closed(self.side.other()).load(Ordering::Acquire) != 0 {
             return Err(Error::new(Reason::Fenced, "the other end of the link is closed"));
         }
-        let dense = tensor::dense(tensor, |tensor| self.contents.source(tensor))?;
-        let (shape, dtype) = (dense.size(), tensor::dtype_of(dense.kind())?);
-        let byte_len = tensor::bytes_of(&shape, dtype)?;
-        let size = self.layout.slot_bytes();
-        if byte_len > size {
-            let text =
-                format!("{} of shape {shape:?} has {byte_len} bytes: a slot holds {size}", key.as_str());
-            return Err(Error::new(Reason::PayloadTooLarge, text));
-        }
-        let (slot, generation) = self.take()?;
-        let spec = TensorSpec { key, dtype, shape, slot, byte_offset: 0, byte_len, generation };
-        self.layout.set_label(&spec);
-        if let Err(error) = self.contents.put(&self.layout, slot, &dense, byte_len as usize) {
-            self.layout.slot(slot).release(generation, &[State::Writing])?;
-            return Err(error);
-        }
-        self.layout.slot(slot).end_write(generation)?;
-        Ok(spec)
+        let (contents, layout) = (&self.contents, &self.layout);
+        let put = |slot, tensor: &Tensor, len| contents.put(layout, slot, tensor, len);
+        self.writer.write(key, tensor, |tensor| contents.source(tensor), put)
     }
 
     fn read(&mut self, spec: &TensorSpec) -> Result<Tensor, Error> {
-        let len = self.check(spec)?;
+        let len = self.reader.check(spec)?;
         let tensor = tensor::empty(&spec.shape, spec.dtype, self.contents.device())?;
-        let slot = self.layout.slot(spec.slot);
-        let before = slot.begin_read(spec.generation)?;
-        if !self.layout.has_label(spec) {
-            slot.end_read(spec.generation, before)?;
-            let text = format!(
-                "{} {:?} is not what was written to slot {}",
-                spec.key.as_str(),
-                spec.shape,
-                spec.slot
-            );
-            return Err(Error::new(Reason::BadShape, text));
-        }
+        let reading = self.reader.begin(spec)?;
         if let Err(error) = self.contents.get(&self.layout, spec.slot, &tensor, len) {
-            slot.end_read(spec.generation, before)?;
+            self.reader.give_up(reading)?;
             return Err(error);
         }
-        slot.end_read(spec.generation, State::Read)?;
+        self.reader.end(reading)?;
         Ok(tensor)
     }
 
     fn release(&mut self, slot: LinkSlot, generation: Generation) -> Result<(), Error> {
-        let held: &[State] = if self.layout.ring(self.side).contains(&slot.0) {
-            &[State::Posted]
-        } else if self.layout.ring(self.side.other()).contains(&slot.0) {
-            &[State::Posted, State::Read]
+        if self.writer.has(slot) {
+            self.writer.release(slot, generation)
         } else {
-            return Err(Error::new(Reason::BadField, format!("there is no link slot {slot}")));
-        };
-        self.layout.slot(slot).release(generation, held)
+            self.reader.release(slot, generation)
+        }
     }
 
     fn holds(&self, slot: LinkSlot, generation: Generation) -> bool {
-        let exists =
-            [self.side, self.side.other()].iter().any(|side| self.layout.ring(*side).contains(&slot.0));
-        exists && {
-            let (now, state) = self.layout.slot(slot).now();
-            now == generation && matches!(state, Some(State::Posted | State::Reading | State::Read))
+        if self.writer.has(slot) {
+            self.writer.holds(slot, generation)
+        } else {
+            self.reader.holds(slot, generation)
         }
     }
 
     fn quarantine(&mut self, slots: &[LinkSlot]) {
-        let start = self.layout.ring(self.side).start;
-        for slot in slots {
-            let position = slot.0.checked_sub(start).map(|position| position as usize);
-            if let Some(quarantined) = position.and_then(|position| self.quarantined.get_mut(position)) {
-                *quarantined = true;
-            }
-        }
+        self.writer.quarantine(slots);
     }
 
     fn unquarantine_all(&mut self) {
-        for position in 0..self.quarantined.len() {
-            if mem::take(&mut self.quarantined[position]) {
-                let slot = self.layout.slot(self.own(position));
-                // Free already, or in the very act of being read: then there is nothing to take back.
-                let _ = slot.release(slot.now().0, &[State::Posted, State::Read]);
-            }
-        }
+        self.writer.unquarantine_all();
     }
 
     fn free_slots(&self) -> usize {
-        let free = |position: &usize| {
-            !self.quarantined[*position] && self.layout.slot(self.own(*position)).is_free()
-        };
-        (0..self.quarantined.len()).filter(free).count()
+        self.writer.free_slots()
     }
 }
 

@@ -81,6 +81,12 @@ impl Slot<'_> {
         (word.generation(), word.state())
     }
 
+    /// Whether it still has that generation, unread or read.
+    pub(super) fn holds(&self, generation: Generation) -> bool {
+        let (now, state) = self.now();
+        now == generation && matches!(state, Some(State::Posted | State::Reading | State::Read))
+    }
+
     pub(super) fn is_free(&self) -> bool {
         self.now().1 == Some(State::Free)
     }

@@ -38,7 +38,7 @@ pub(crate) fn rings(
     slot_bytes: u64,
     link_epoch: u64,
 ) -> Rings<'_> {
-    Rings { prefix, slots_in, slots_out, slot_bytes, link_epoch }
+    Rings { prefix, slots_in, slots_out, slot_bytes, link_epoch, bind: "127.0.0.1:0" }
 }
 
 /// Wherever the two are.

@@ -4,11 +4,14 @@ use std::env;
 use std::io::{self, BufRead, BufReader, Lines, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
 
 use contract::link::LinkDescriptor;
 use contract::tensor::{TensorKey, TensorSpec};
 use contract::{Error, Generation, LinkSlot};
-use latents::LatentLink;
+use latents::{Condition, LatentLink};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
@@ -27,6 +30,7 @@ enum Order {
     Quarantine(Vec<LinkSlot>),
     UnquarantineAll,
     FreeSlots,
+    Failed,
 }
 
 /// A tensor as it goes between the processes; every value fits f32.
@@ -67,6 +71,8 @@ impl Remote {
             .args(["--exact", test, "--nocapture", "--test-threads=1"])
             .env(DESCRIPTOR, serde_json::to_string(descriptor).unwrap())
             .env(DEVICE, device)
+            // NCCL takes two ranks on one GPU only where each believes itself on a host of its own.
+            .env("NCCL_HOSTID", "stage0")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -76,6 +82,23 @@ impl Remote {
         let mut process = Process { child, orders, answers };
         process.answer::<()>();
         Self(Mutex::new(process))
+    }
+
+    /// The process stands still, all of it on return.
+    #[allow(dead_code, reason = "a link in shared memory waits for nobody")]
+    pub(crate) fn stand_still(&self) {
+        kill_process(self.pid(), Signal::STOP).unwrap();
+        let (_, status) = waitpid(Some(self.pid()), WaitOptions::UNTRACED).unwrap().unwrap();
+        assert!(status.stopped());
+    }
+
+    #[allow(dead_code, reason = "as above")]
+    pub(crate) fn go_on(&self) {
+        kill_process(self.pid(), Signal::CONT).unwrap();
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_child(&self.0.lock().unwrap_or_else(PoisonError::into_inner).child)
     }
 
     fn ask<T: DeserializeOwned>(&self, order: &Order) -> T {
@@ -129,17 +152,30 @@ impl LatentLink for Remote {
     fn free_slots(&self) -> usize {
         self.ask(&Order::FreeSlots)
     }
+
+    fn condition(&self) -> Condition {
+        self.ask::<Option<Error>>(&Order::Failed).map_or(Condition::Open, Condition::Failed)
+    }
+}
+
+/// Until both ends have met, or will not.
+pub(crate) fn settled(link: &dyn LatentLink) -> Condition {
+    while link.condition() == Condition::Opening {
+        thread::sleep(Duration::from_millis(5));
+    }
+    link.condition()
 }
 
 /// The other process: does what it is told until nobody tells it anything. Nothing in the tests' own process.
-pub(crate) fn serve() {
+pub(crate) fn serve(open: impl Fn(&LinkDescriptor, Device) -> Result<Box<dyn LatentLink>, Error>) {
     let Ok(descriptor) = env::var(DESCRIPTOR) else { return };
     let device = match env::var(DEVICE).unwrap().as_str() {
         "cpu" => Device::Cpu,
         index => device::resolve(format!("cuda:{index}").parse().unwrap(), None).unwrap().device,
     };
     let descriptor: LinkDescriptor = serde_json::from_str(&descriptor).unwrap();
-    let mut link = latents::open(&descriptor, device).unwrap();
+    let mut link = open(&descriptor, device).unwrap();
+    settled(&*link);
     answer(&());
     for order in io::stdin().lines() {
         match serde_json::from_str(&order.unwrap()).unwrap() {
@@ -150,6 +186,10 @@ pub(crate) fn serve() {
             Order::Quarantine(slots) => answer(&link.quarantine(&slots)),
             Order::UnquarantineAll => answer(&link.unquarantine_all()),
             Order::FreeSlots => answer(&link.free_slots()),
+            Order::Failed => answer(&match link.condition() {
+                Condition::Failed(error) => Some(error),
+                Condition::Opening | Condition::Open => None,
+            }),
         }
     }
 }

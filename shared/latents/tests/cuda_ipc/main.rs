@@ -25,7 +25,7 @@ fn ends(slots_in: u32, slots_out: u32, slot_bytes: u64, link_epoch: u64) -> Ends
 
 #[test]
 fn stage0() {
-    remote::serve();
+    remote::serve(latents::open);
 }
 
 #[test]

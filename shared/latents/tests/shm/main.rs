@@ -36,7 +36,7 @@ fn it_keeps_every_promise_of_a_link() {
 
 #[test]
 fn stage0() {
-    remote::serve();
+    remote::serve(latents::open);
 }
 
 #[test]

@@ -36,6 +36,10 @@ pub enum Input {
         lease: LeaseEpoch,
         result: Result<(), Error>,
     },
+    /// The link can carry nothing any more.
+    LinkFailed {
+        error: Error,
+    },
     Bye,
 }
 

@@ -127,6 +127,7 @@ impl Controller {
             Input::Shutdown { reason } => self.shutdown(now, reason, &mut out),
             Input::Answered { call, result } => self.answered(now, call, *result, &mut out),
             Input::Attached { lease, result } => self.link_attached(lease, result, &mut out),
+            Input::LinkFailed { error } => self.link_failed(error, &mut out),
             Input::Bye => self.bye(now, &mut out),
         }
         out
@@ -364,6 +365,13 @@ impl Controller {
                 Err(error) => out.push(Action::Refused(error)),
             },
             other => self.lease = other,
+        }
+    }
+
+    /// A link lives as long as its lease, so that a new one takes a new lease.
+    fn link_failed(&mut self, error: Error, out: &mut Actions) {
+        if matches!(self.lease, Lease::Attaching(_) | Lease::Held(_)) {
+            self.lose(error, out);
         }
     }
 

@@ -36,6 +36,7 @@ impl Display for Input {
             Self::Attached { lease, result } => {
                 write!(f, "link of lease {lease}: {}", Outcome(result))
             }
+            Self::LinkFailed { error } => write!(f, "the link failed: {error}"),
             Self::Bye => f.write_str("bye"),
         }
     }

@@ -226,6 +226,20 @@ fn a_held_lease_is_asked_for_again_and_a_lost_one_at_once() {
 }
 
 #[test]
+fn a_link_that_failed_takes_its_lease_and_its_call_along_and_another_is_asked_for() {
+    let mut rig = Rig::attached();
+    rig.infer(infer(SessionId::random(), 1, 0));
+    let failed = || Error::new(Reason::CallAborted, "the link is over");
+    let actions = rig.tell(Input::LinkFailed { error: failed() });
+    assert_eq!(delivered(&actions).unwrap_err().reason, Reason::CallAborted);
+    assert!(actions.iter().any(|action| matches!(action, Action::Lost(_))));
+    assert!(rig.controller.attached().is_none());
+    // Told again, as by a shell that looks at every tick, it is no news.
+    assert!(rig.tell(Input::LinkFailed { error: failed() }).is_empty());
+    assert!(matches!(sent(&rig.pass(ms(300))).action, Ask::Hello));
+}
+
+#[test]
 fn bye_releases_the_lease_and_ends_everything() {
     let mut rig = Rig::attached();
     let actions = rig.tell(Input::Bye);

@@ -137,6 +137,7 @@ pub(crate) fn link() -> LinkDescriptor {
         slots_out: 4,
         slot_bytes: 1 << 20,
         link_epoch: 1,
+        meeting: None,
     }
 }
 

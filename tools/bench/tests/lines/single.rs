@@ -98,8 +98,16 @@ fn latents_cross_the_link_both_ways_and_a_request_the_broker() {
         &json!({
             "bench": "link", "link": "shm", "model": "tiny", "precision": "f32", "shape": [1, 3, 16, 12, 20],
             "bytes": 4 * 3 * 16 * 12 * 20, "broker_bytes": 200, "chunks": 5, "warm_up_chunks_excluded": 1,
+            "stage0_device": "cpu", "ends_share_a_gpu": false,
         }),
     );
+}
+
+#[test]
+fn every_link_that_is_asked_for_has_a_line() {
+    let lines = lines("link --device cpu --link shm,shm --chunks 2 --warm-up 0");
+    assert_eq!(lines.iter().map(|line| line["link"].as_str().unwrap()).collect::<Vec<_>>(), ["shm", "shm"]);
+    lines.iter().for_each(|line| assert_measured(&line["to_mesh_ms"], 2));
 }
 
 #[test]
