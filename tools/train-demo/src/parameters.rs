@@ -26,7 +26,7 @@ pub struct Spec {
 
 impl Spec {
     /// Elements.
-    pub fn len(&self) -> i64 {
+    pub(crate) fn len(&self) -> i64 {
         self.shape.iter().product()
     }
 }
