@@ -45,12 +45,12 @@ pub struct Options {
     /// Share of scenes with a second object.
     #[arg(long, default_value_t = 0.5)]
     pub companions: f64,
+    /// Prompts of each kind that the encoder is examined with in the end.
+    #[arg(long, default_value_t = 1000)]
+    pub examined: usize,
     #[arg(long, default_value_t = 3)]
     pub seed: u64,
 }
-
-/// Prompts that the encoder is examined with, of each kind.
-const EXAMINED: usize = 1000;
 
 /// Trains, writes, and prints how often each attribute is read right. Returns the last mean loss.
 ///
@@ -109,7 +109,8 @@ pub fn run(options: &Options, device: Device) -> Result<f64> {
     ] {
         for companions in [0.0, 1.0] {
             let rights = no_grad(|| -> Result<_> {
-                let (ids, values) = draw(split, style, companions, EXAMINED, &captions, &mut rng, device)?;
+                let (ids, values) =
+                    draw(split, style, companions, options.examined, &captions, &mut rng, device)?;
                 rights(&reader, &w, &encoder.forward(&w, &ids), &values)
             })?;
             let named: Vec<String> = ATTRIBUTES

@@ -80,17 +80,14 @@ fn losses_fall_and_a_cut_run_goes_on_with_the_same_numbers() {
 
     tokens::train(1, 512, &folder.join("tokenizer.json")).unwrap();
     let weights = |out: &str| fs::read(folder.join(out).join("dit.safetensors")).unwrap();
-    let whole_and_cut = |name: &str, more: &[&str]| {
-        let (whole, cut) = (format!("{name}-whole"), format!("{name}-cut"));
-        let state = folder.join(format!("{name}-state")).display().to_string();
-        let with = |own: &[&'static str]| [own, more].concat();
-        model(folder, &whole, &with(&["--steps", "6"]));
-        model(folder, &cut, &[with(&["--steps", "6", "--pause-at", "3"]), vec!["--state", &state]].concat());
-        model(folder, &cut, &[with(&["--steps", "6"]), vec!["--state", &state]].concat());
-        assert_eq!(weights(&whole), weights(&cut), "{name}: six steps, and three and three");
-        weights(&whole)
-    };
-    assert_ne!(whole_and_cut("adam", &[]), whole_and_cut("muon", &["--muon"]));
+    model(folder, "whole", &["--steps", "6"]);
+    let state = folder.join("state").display().to_string();
+    model(folder, "cut", &["--steps", "6", "--pause-at", "3", "--state", &state]);
+    model(folder, "cut", &["--steps", "6", "--state", &state]);
+    assert_eq!(weights("whole"), weights("cut"), "six steps, and three and three");
+    model(folder, "muon", &["--steps", "6", "--muon"]);
+    let of = |out: &str| losses(&folder.join(out).join("model.csv"), "norm");
+    assert!(weights("muon") != weights("whole") && of("muon").iter().all(|norm| norm.is_finite()));
 }
 
 #[test]
@@ -101,7 +98,8 @@ fn the_text_encoder_alone_learns_what_prompts_say_and_can_keep_what_it_was() {
     tokens::train(1, 512, &folder.join("tokenizer.json")).unwrap();
     let text = |out: &str, more: &[&str]| {
         let (model, out) = (folder.display().to_string(), folder.join(out).display().to_string());
-        let common = ["text", "--model", &model, "--out", &out, "--steps", "100", "--batch", "16"];
+        let common =
+            ["text", "--model", &model, "--out", &out, "--steps", "100", "--batch", "8", "--examined", "8"];
         let args: Vec<&str> = common.iter().chain(more).copied().collect();
         stage_text::run(&Text::parse_from(args).options, Device::Cpu).unwrap();
         losses(&Path::new(&out).join("text.csv"), if more.is_empty() { "attributes" } else { "moved" })
