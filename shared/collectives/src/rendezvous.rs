@@ -7,6 +7,21 @@ use crate::loopback::{self, Loopback};
 use crate::nccl::{self, Nccl};
 use crate::{Collective, CollectiveError};
 
+/// Whether a rank has its place in a rendezvous for `expected` ranks.
+///
+/// # Errors
+/// `Io` when it has not.
+pub(crate) fn check_place(rank: u32, world_size: u32, expected: u32) -> Result<(), CollectiveError> {
+    if world_size != expected {
+        let text = format!("world size is {world_size}: the rendezvous is for {expected}");
+        return Err(CollectiveError::Io(text));
+    }
+    if rank >= world_size {
+        return Err(CollectiveError::Io(format!("rank is {rank}: below {world_size} is allowed")));
+    }
+    Ok(())
+}
+
 /// Where the ranks of one group meet, and over what: NCCL between GPUs, shared memory between CPUs. Made by one process,
 /// handed to the others as opaque bytes.
 #[derive(Debug)]

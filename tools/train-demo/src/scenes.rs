@@ -61,8 +61,7 @@ impl BatchRenderer {
 
     /// `[N, 3, S, S]` f32 in [-1, 1].
     pub fn draw(&self, frames: &[Frame]) -> Tensor {
-        let rows: Vec<f32> = frames.iter().flat_map(Frame::row).collect();
-        let rows = upload(&Tensor::from_slice(&rows).view([-1, Frame::ROW as i64]), self.device);
+        let rows = self.rows(frames);
         let index = |column: i64| rows.select(1, column).to_kind(Kind::Int64);
         let [a, b] = column::BACKGROUNDS.map(|c| self.backgrounds.index_select(0, &index(c)));
         let fade = rows.select(1, column::FADE).view([-1, 1, 1, 1]);
@@ -93,17 +92,11 @@ impl BatchRenderer {
 
     /// Where the objects of frames are: `[N, 1, S, S]`, from 0 to 1.
     pub fn objects(&self, frames: &[Frame]) -> Tensor {
-        let rows: Vec<f32> = frames.iter().flat_map(Frame::row).collect();
-        let rows = upload(&Tensor::from_slice(&rows).view([-1, Frame::ROW as i64]), self.device);
+        let rows = self.rows(frames);
         // As discs: what is around an outline belongs to it.
-        let places = Tensor::arange(S, (Kind::Float, self.device)) + 0.5;
         let disc = |x: i64, radius: i64| {
-            let away = |axis: i64| {
-                let offset = places.unsqueeze(0) - rows.narrow(1, x + axis, 1);
-                let turns = (&offset / S as f64).round();
-                (offset - turns * S as f64).square()
-            };
-            let distance = (away(0).unsqueeze(1) + away(1).unsqueeze(2)).sqrt();
+            let [dx, dy] = self.offsets(&rows.narrow(1, x, 2));
+            let distance = (dx.square() + dy.square()).sqrt();
             (rows.select(1, radius).view([-1, 1, 1]) * FARTHEST - distance + 0.5).clamp(0.0, 1.0)
         };
         let second = disc(column::SECOND_X, column::SECOND_RADIUS)
@@ -111,17 +104,27 @@ impl BatchRenderer {
         disc(column::X, column::RADIUS).maximum(&second).unsqueeze(1)
     }
 
-    /// How much of each pixel `[N, 1, S, S]` an object covers. `at` is `[N, 2]`, `angle` and `radius` `[N]`.
-    fn cover(&self, outlines: &Tensor, at: &Tensor, angle: &Tensor, radius: &Tensor) -> Tensor {
+    /// `[N, Frame::ROW]` f32.
+    fn rows(&self, frames: &[Frame]) -> Tensor {
+        let rows: Vec<f32> = frames.iter().flat_map(Frame::row).collect();
+        upload(&Tensor::from_slice(&rows).view([-1, Frame::ROW as i64]), self.device)
+    }
+
+    /// How far pixels are from points `[N, 2]` the short way round: along x `[N, 1, S]`, along y `[N, S, 1]`.
+    fn offsets(&self, at: &Tensor) -> [Tensor; 2] {
         let places = Tensor::arange(S, (Kind::Float, self.device)) + 0.5;
-        let offset = |axis: i64| {
+        [0, 1].map(|axis: i64| {
             let offset = places.unsqueeze(0) - at.narrow(1, axis, 1);
             let turns = (&offset / S as f64).round();
-            offset - turns * S as f64
-        };
+            (offset - turns * S as f64).unsqueeze(1 + axis)
+        })
+    }
+
+    /// How much of each pixel `[N, 1, S, S]` an object covers. `at` is `[N, 2]`, `angle` and `radius` `[N]`.
+    fn cover(&self, outlines: &Tensor, at: &Tensor, angle: &Tensor, radius: &Tensor) -> Tensor {
         let scale = (radius * f64::from(OUTLINE_REACH)).reciprocal();
         let (sin, cos) = ((angle.sin() * &scale).view([-1, 1, 1]), (angle.cos() * &scale).view([-1, 1, 1]));
-        let (dx, dy) = (offset(0).unsqueeze(1), offset(1).unsqueeze(2));
+        let [dx, dy] = self.offsets(at);
         let grid = Tensor::stack(&[&cos * &dx + &sin * &dy, &cos * &dy - &sin * &dx], -1);
         // Bilinear, the border's value outside it, pixels as areas.
         let distance = outlines.grid_sampler(&grid, 0, 1, false);

@@ -100,7 +100,8 @@ pub fn run(options: &Options, device: Device) -> Result<f64> {
         no_grad(|| sum += &loss);
         budget.step += 1;
         if budget.step % 10 == 0 || !budget.goes_on() {
-            last = f64::try_from(&sum)? / 10.0;
+            let steps = (budget.step - 1) % 10 + 1;
+            last = f64::try_from(&sum)? / steps as f64;
             budget.report(&[("start", last)])?;
             sum = sum.zeros_like();
         }

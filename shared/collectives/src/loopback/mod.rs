@@ -22,6 +22,7 @@ use self::layout::{Layout, PIECE_BYTES};
 pub use self::rendezvous::Rendezvous;
 use self::stamp::{Call, What};
 use self::wait::Stop;
+use crate::rendezvous::check_place;
 use crate::tensor::Elements;
 use crate::{Collective, CollectiveError, ReduceOp};
 
@@ -54,15 +55,7 @@ impl Loopback {
         deadline: Instant,
     ) -> Result<Self, CollectiveError> {
         let io = |text: String| Err(CollectiveError::Io(text));
-        if world_size != rendezvous.world_size() {
-            return io(format!(
-                "world size is {world_size}: the rendezvous is for {}",
-                rendezvous.world_size()
-            ));
-        }
-        if rank >= world_size {
-            return io(format!("rank is {rank}: below {world_size} is allowed"));
-        }
+        check_place(rank, world_size, rendezvous.world_size())?;
         let segment = Segment::open(rendezvous.name(), Layout::bytes(world_size))
             .map_err(|error| CollectiveError::Io(format!("loopback segment: {error}")))?;
         let layout = Layout::new(segment, world_size);

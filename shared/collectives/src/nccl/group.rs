@@ -9,6 +9,7 @@ use super::gpu::{Gpu, Stream};
 use super::life::Life;
 use super::{ABORT, Rendezvous};
 use crate::CollectiveError;
+use crate::rendezvous::check_place;
 
 /// A collective between two GPUs takes tens of microseconds: so long a waiting rank does not give its core away.
 const SPIN: Duration = Duration::from_millis(1);
@@ -39,14 +40,7 @@ impl Group {
         world_size: u32,
         deadline: Instant,
     ) -> Result<Self, CollectiveError> {
-        let io = |text: String| Err(CollectiveError::Io(text));
-        if world_size != rendezvous.world_size() {
-            let expected = rendezvous.world_size();
-            return io(format!("world size is {world_size}: the rendezvous is for {expected}"));
-        }
-        if rank >= world_size {
-            return io(format!("rank is {rank}: below {world_size} is allowed"));
-        }
+        check_place(rank, world_size, rendezvous.world_size())?;
         let stream = Arc::new(stream);
         let gpu = Gpu::of(index, Arc::clone(&stream))?;
         let communicator = Communicator::begin(rendezvous.id(), int(rank), int(world_size), stream)?;

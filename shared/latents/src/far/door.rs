@@ -1,6 +1,5 @@
 //! How the two ends find one another: stage0 comes to the leader with the name of the link, once for each end that asks.
 
-use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -43,8 +42,7 @@ pub(super) fn let_in(
                     None => {}
                 }
             }
-            Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(PAUSE),
-            // A connection that ended before it was taken.
+            // Nobody is there, or is any more.
             Err(_) => thread::sleep(PAUSE),
         }
         match (leader_asks.take(), stage0_asks.take()) {

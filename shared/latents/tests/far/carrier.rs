@@ -4,6 +4,7 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -30,6 +31,8 @@ pub(crate) struct Faults {
     pub(crate) never_meets: bool,
     /// Transfers that go well before one does not.
     pub(crate) fails_after: Option<AtomicU32>,
+    /// A send sends nothing until the link is over; told once it stands there.
+    pub(crate) stalls: Option<Sender<()>>,
 }
 
 fn failed(error: &dyn ToString) -> Error {
@@ -118,7 +121,14 @@ impl Carrier for Socket {
     }
 
     fn send(&self, position: usize, len: usize, deadline: Instant) -> Result<(), Error> {
-        self.transfer(deadline, |stream| stream.write_all(&self.slots[position].lock().unwrap()[..len]))
+        self.transfer(deadline, |stream| match &self.faults.stalls {
+            Some(told) => {
+                told.send(()).unwrap();
+                // Ends with the connection.
+                stream.read_exact(&mut [0])
+            }
+            None => stream.write_all(&self.slots[position].lock().unwrap()[..len]),
+        })
     }
 
     fn receive(&self, tensor: &Tensor, len: usize, deadline: Instant) -> Result<(), Error> {

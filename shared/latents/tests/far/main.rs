@@ -10,6 +10,7 @@ mod contract_of_links;
 use std::io::Write;
 use std::net::TcpStream;
 use std::sync::atomic::AtomicU32;
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -152,13 +153,14 @@ fn a_stage0_that_stands_still_ends_a_read_in_time_and_finds_the_link_closed() {
 #[test]
 fn whoever_closes_a_link_ends_a_read_that_waits() {
     let (mut leader, descriptor) = leader(2, 2, 64, 1, Faults::default());
-    let mut stage0 = Remote::open("stage0", &descriptor, "cpu");
+    let (told, stands) = mpsc::channel();
+    let mut stage0 = stage0_with(&descriptor, Faults { stalls: Some(told), ..Faults::default() }).unwrap();
+    assert_eq!((settled(&leader), settled(&stage0)), (Condition::Open, Condition::Open));
     let spec = stage0.write(KEY, &picture(1, 8)).unwrap();
-    stage0.stand_still();
     let closer = leader.closer().unwrap();
     let started = Instant::now();
     let reader = thread::spawn(move || leader.read(&spec).unwrap_err());
-    thread::sleep(Duration::from_millis(100));
+    stands.recv_timeout(SLACK).unwrap();
     closer.close("the test is over");
     assert_eq!(reader.join().unwrap().detail.unwrap(), "the test is over");
     assert!(started.elapsed() < TRANSFER / 2, "{:?}", started.elapsed());
