@@ -5,7 +5,7 @@ mod support;
 
 use std::collections::BTreeMap;
 
-use support::{Golden, assert_close};
+use support::{Golden, assert_close, device};
 use tch::{Kind, Tensor};
 use wan::blend::{Blender, Interpolation, Transition, blend};
 
@@ -172,11 +172,12 @@ fn a_second_transition_starts_where_the_first_has_come_to() {
 
 #[test]
 fn slerp_keeps_rows_that_are_parallel_and_zero_rows() {
-    let a = Tensor::from_slice(&[1.0_f32, 0.0, 3.0, 0.0, 0.0, 0.0]).reshape([1, 3, 2]);
-    let b = Tensor::from_slice(&[0.0_f32, 1.0, 3.0, 0.0, 0.0, 0.0]).reshape([1, 3, 2]);
+    let device = device();
+    let rows = |values: &[f32; 6]| Tensor::from_slice(values).reshape([1, 3, 2]).to_device(device);
+    let [a, b] = [[1.0, 0.0, 3.0, 0.0, 0.0, 0.0], [0.0, 1.0, 3.0, 0.0, 0.0, 0.0]].map(|row| rows(&row));
     let mixed = blend(&[a, b], &[0.5, 0.5], Interpolation::Slerp);
     let half = 0.5_f32.sqrt();
-    let expected = Tensor::from_slice(&[half, half, 3.0, 0.0, 0.0, 0.0]).reshape([1, 3, 2]);
+    let expected = rows(&[half, half, 3.0, 0.0, 0.0, 0.0]);
     assert_close("rows", &mixed, &expected, 1e-6);
     assert!(mixed.isfinite().all().int64_value(&[]) == 1);
     assert_eq!(mixed.kind(), Kind::Float);

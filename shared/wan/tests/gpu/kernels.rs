@@ -17,6 +17,8 @@ const TOLERANCE: f64 = 1e-2;
 /// Noise of the comparison between two errors of the same kind; attentions also round different weights.
 const NO_WORSE: f64 = 1.02;
 const NO_WORSE_ATTENTION: f64 = 1.25;
+/// Three attentions are rounded before they are put together, and the result is once more.
+const NO_WORSE_MERGED: f64 = 1.5;
 
 /// Opens the GPU first: libtorch looks for it on the first call that could be for one.
 fn seed(seed: i64) {
@@ -252,7 +254,7 @@ fn a_bias_on_past_keys_in_three_attentions() {
             let found = ops.attend(&q, &k, &v, Some(&mask)).unwrap();
             let unfused = Ops::TENSOR.attend(&q, &k, &v, Some(&mask)).unwrap();
             let what = format!("bias {bias}, {heads} heads of {width}, {queries} queries");
-            check_within(NO_WORSE_ATTENTION, &what, &found, &unfused, &expected);
+            check_within(NO_WORSE_MERGED, &what, &found, &unfused, &expected);
         }
     }
 }

@@ -30,6 +30,7 @@ impl Golden {
         if !path.exists() {
             return None;
         }
+        let device = device();
         let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         let file = SafeTensors::deserialize(&bytes).unwrap();
         let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
@@ -41,7 +42,7 @@ impl Golden {
                 other => panic!("{name}: {key} has dtype {other:?}"),
             };
             let shape: Vec<i64> = view.shape().iter().map(|s| *s as i64).collect();
-            (key.to_owned(), Tensor::from_data_size(view.data(), &shape, kind).to_device(device()))
+            (key.to_owned(), Tensor::from_data_size(view.data(), &shape, kind).to_device(device))
         });
         let tensors = tensors.collect();
         let metadata = metadata.metadata().clone().unwrap_or_default().into_iter().collect();

@@ -24,7 +24,7 @@ pub(crate) use golden::Golden;
 /// The tolerance that the reference data asks for.
 pub(crate) const TOLERANCE: f64 = 5e-5;
 
-/// The device under test.
+/// The device under test. Ask before the first tensor: that is when libtorch looks for a GPU.
 pub(crate) fn device() -> Device {
     static DEVICE: OnceLock<Device> = OnceLock::new();
     *DEVICE.get_or_init(|| {
@@ -54,8 +54,9 @@ pub(crate) type KeyMap = BTreeMap<String, String>;
 
 /// Numbers that mean nothing, the same each time, around 0 with deviation 1.
 pub(crate) fn noise(seed: u64, shape: &[i64]) -> Tensor {
+    let device = device();
     let drawn = wan::noise::block_noise(seed, 0, 1, 1, 1, shape.iter().product()).unwrap();
-    drawn.reshape(shape).to_device(device())
+    drawn.reshape(shape).to_device(device)
 }
 
 /// The largest absolute difference.
