@@ -30,6 +30,12 @@ impl RateMeter {
         }
     }
 
+    /// For so long nothing was made, for want of room to put it: that does not count as slowness. If it did, a session that began
+    /// slowly would wait for frames that go out slowly, and stay slow.
+    pub(crate) fn waited(&mut self, time: Duration) {
+        self.last = self.last.map(|last| last + time);
+    }
+
     /// Time stood still: the interval that is running does not count.
     pub(crate) fn pause(&mut self) {
         self.last = None;
@@ -108,6 +114,40 @@ mod tests {
         meter.pause();
         meter.chunk(12, SECOND, start + SECOND * 100);
         assert_eq!(meter.fps(), 12.0);
+    }
+
+    /// A chunk loop and its output in time that is made up: the first chunk takes `first`, each other one `each`.
+    fn fps_after(chunks: usize, first: Duration, each: Duration) -> f64 {
+        const CHUNK: usize = 12;
+        let mut now = Instant::now();
+        let (mut meter, mut pacer, mut queue) = (RateMeter::default(), Pacer::new(now), 0);
+        for chunk in 0..chunks {
+            let took = if chunk == 0 { first } else { each };
+            now += took;
+            while queue > 0 && pacer.due(queue, CHUNK, now) <= now {
+                let due = pacer.due(queue, CHUNK, now);
+                pacer.sent(due, due);
+                queue -= 1;
+            }
+            meter.chunk(CHUNK as u32, took, now);
+            pacer.set_fps(meter.fps());
+            queue += CHUNK;
+            let arrived = now;
+            while queue > CHUNK {
+                let due = pacer.due(queue, CHUNK, now);
+                now = now.max(due);
+                pacer.sent(due, now);
+                queue -= 1;
+            }
+            meter.waited(now - arrived);
+        }
+        meter.fps()
+    }
+
+    #[test]
+    fn a_session_that_began_slowly_is_as_fast_as_it_can_be_once_that_is_past() {
+        let fps = fps_after(2 * CHUNKS, SECOND * 6, SECOND / 4);
+        assert!((fps - 48.0).abs() < 0.5, "{fps} of 48 frames a second");
     }
 
     #[test]

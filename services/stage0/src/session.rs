@@ -184,7 +184,8 @@ impl Session {
     }
 
     /// Frames that are made faster than they are shown would only be dropped.
-    fn wait_for_room(&self) -> Result<(), Stop> {
+    fn wait_for_room(&mut self) -> Result<(), Stop> {
+        let began = Instant::now();
         while !self.parts.output.wait_for_room(Duration::from_millis(20)) {
             let now = Instant::now();
             self.parts.mailbox.check(now)?;
@@ -192,6 +193,7 @@ impl Session {
                 break;
             }
         }
+        self.rate.waited(began.elapsed());
         Ok(())
     }
 

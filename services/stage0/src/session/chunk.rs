@@ -68,6 +68,13 @@ pub(super) struct Arrived {
     at: Instant,
 }
 
+impl Arrived {
+    fn frames(&self) -> u32 {
+        let first = if self.started.is_cut() { index_u64(FRAMES_PER_LATENT) - 1 } else { 0 };
+        u32::try_from(index_u64(FRAMES_PER_LATENT) * self.latents.size()[1] - first).unwrap_or(0)
+    }
+}
+
 /// A chunk whose head is decoded; the rest follows.
 pub(super) struct Decoding {
     chunk: Arrived,
@@ -96,6 +103,7 @@ impl Session {
     /// Decodes what the next call needs of this chunk, and no more.
     pub(super) fn decode_head(&mut self, chunk: Arrived) -> Result<Decoding, Stop> {
         let started = Instant::now();
+        self.rate.chunk(chunk.frames(), chunk.at.saturating_duration_since(chunk.started.at), chunk.at);
         let next = self.history.next();
         let (mut head, mut decoded_latents) = (None, 0);
         let head_latent = match next.context {
@@ -219,13 +227,7 @@ impl Session {
         if std::mem::replace(&mut decoding.complete, true) {
             return Ok(());
         }
-        let chunk = &decoding.chunk;
-        let latents = chunk.latents.size()[1];
-        let starts = chunk.started.is_cut();
-        let total = index_u64(FRAMES_PER_LATENT) * latents
-            - if starts { index_u64(FRAMES_PER_LATENT) - 1 } else { 0 };
-        let total = u32::try_from(total).unwrap_or(0);
-        self.rate.chunk(total, chunk.at.saturating_duration_since(chunk.started.at), chunk.at);
+        let (latents, total) = (decoding.chunk.latents.size()[1], decoding.chunk.frames());
         self.parts.output.set_fps(self.rate.fps());
         let mut rest_took = Duration::ZERO;
         let mut frame = 0;
