@@ -23,8 +23,11 @@ pub(crate) struct CellOptions {
     /// `cpu` or `cuda:N`, of every service that computes.
     #[arg(long, default_value = "cpu")]
     pub(crate) device: DeviceKind,
+    /// stage 0's, if it has one of its own.
+    #[arg(long)]
+    stage0_device: Option<DeviceKind>,
     /// How latents get from stage 0 to the leader and back: `shm`, `cuda-ipc` through the leader's GPU, or `nccl`, which is slow
-    /// here, where both are on one GPU.
+    /// where both are on one GPU.
     #[arg(long, default_value = "shm", value_parser = options::parse_link)]
     pub(crate) link: LinkKind,
     #[command(flatten)]
@@ -32,13 +35,15 @@ pub(crate) struct CellOptions {
 }
 
 impl CellOptions {
-    /// The device of stage 0 and the leader.
+    /// The device of the leader.
     ///
     /// # Errors
-    /// It is not there, or the link cannot be had with it.
+    /// It or stage 0's is not there, or the link cannot be had with them.
     pub(crate) fn device(&self) -> Result<Device> {
         let device = options::resolve(self.device)?;
-        latents::check(self.link, device).map_err(|e| Refused(format!("--link: {}", e.message)))?;
+        for end in [device, self.stage0_device.map_or(Ok(device), options::resolve)?] {
+            latents::check(self.link, end).map_err(|e| Refused(format!("--link: {}", e.message)))?;
+        }
         Ok(device)
     }
 
@@ -65,8 +70,9 @@ impl CellOptions {
                 cell = cell.env(&process, "NCCL_HOSTID", &process).env(&process, "NCCL_SOCKET_IFNAME", "lo");
             }
         }
-        if self.link == LinkKind::Nccl {
-            // stage 0 has the leader's GPU.
+        let first = if let Device::Cuda(index) = device { DeviceKind::Cuda(index) } else { DeviceKind::Cpu };
+        let stage0 = self.stage0_device.unwrap_or(first);
+        if self.link == LinkKind::Nccl && stage0 == first {
             cell = cell.env("stage0", "NCCL_HOSTID", "stage0").env("leader", "NCCL_HOSTID", "leader");
             for process in
                 ["stage0", "leader"].into_iter().filter(|_| world_size == 1 || self.group.share_gpu)
@@ -74,8 +80,7 @@ impl CellOptions {
                 cell = cell.env(process, "NCCL_SOCKET_IFNAME", "lo");
             }
         }
-        let first = if let Device::Cuda(index) = device { DeviceKind::Cuda(index) } else { DeviceKind::Cpu };
-        cell.env("stage0", DEVICE, &first.to_string()).env("leader", LINK, self.link.as_str())
+        cell.env("stage0", DEVICE, &stage0.to_string()).env("leader", LINK, self.link.as_str())
     }
 
     pub(crate) fn conditions(&self, config: &ModelConfig, device: Device, world_size: u16) -> Value {
@@ -84,6 +89,7 @@ impl CellOptions {
             "precision": options::name(engine::compute_kind(device)),
             "latent_frames": config.num_frame_per_block, "world_size": world_size,
             "ranks_share_a_gpu": self.group.share_gpu, "link": self.link.as_str(),
+            "stage0_device": self.stage0_device.unwrap_or(self.device).to_string(),
         })
     }
 }

@@ -5,7 +5,6 @@
 
 mod ceiling;
 mod cell;
-
 mod chunk;
 mod collective;
 mod faults;
@@ -19,6 +18,7 @@ mod ranks;
 mod statistics;
 mod text;
 mod vae;
+mod watch;
 mod work;
 
 use std::process::ExitCode;
@@ -46,6 +46,8 @@ enum Bench {
     Collective(collective::Options),
     /// Steady chunks of one session through all services and a real broker.
     Chunk(chunk::Options),
+    /// What a viewer receives over WebRTC from all services.
+    Watch(watch::Options),
     /// What it costs when a process of a real stack dies or stops while a viewer watches, and what is left of it.
     Faults(faults::Options),
 }
@@ -58,6 +60,7 @@ fn main() -> ExitCode {
         Bench::Link(options) => link::run(&options),
         Bench::Collective(options) => collective::run(&options),
         Bench::Chunk(options) => chunk::run(&options),
+        Bench::Watch(options) => watch::run(&options),
         Bench::Faults(options) => faults::run(&options),
     };
     xtask::outcome::exit_code(result)

@@ -1,9 +1,9 @@
 use contract::media::VideoCodec;
 use rtc::rtp_transceiver::RTCRtpTransceiverDirection;
 use serde_json::{Value, json};
+use webrtc_viewer::{Viewer, Wish};
 
 use crate::harness::cell::Cell;
-use crate::harness::client::{Viewer, Wish};
 use crate::harness::nats::Nats;
 use crate::harness::{Gateway, answer};
 
@@ -34,7 +34,7 @@ async fn every_kind_of_viewer_gets_video_from_a_keyframe_on_with_exact_times() {
     for codec in [VideoCodec::H264, VideoCodec::Vp8] {
         for direction in [RTCRtpTransceiverDirection::Recvonly, RTCRtpTransceiverDirection::Sendrecv] {
             let wish = Wish { codecs: vec![codec], direction, audio: true, ..Wish::default() };
-            let mut viewer = Viewer::connect(&gateway, wish).await.unwrap();
+            let mut viewer = Viewer::connect(&gateway.url, wish).await.unwrap();
             let first = viewer.packet().await;
             assert!(starts_a_keyframe(codec, &first.payload), "{codec:?} {direction}");
             let mut times = vec![first.header.timestamp];
@@ -68,7 +68,7 @@ async fn the_clients_order_of_codecs_decides() {
     let (_nats, cell, gateway) = ready(|_| {}).await;
     for codecs in [[VideoCodec::H264, VideoCodec::Vp8], [VideoCodec::Vp8, VideoCodec::H264]] {
         let wish = Wish { codecs: codecs.to_vec(), ..Wish::default() };
-        let mut viewer = Viewer::connect(&gateway, wish).await.unwrap();
+        let mut viewer = Viewer::connect(&gateway.url, wish).await.unwrap();
         let created = cell.seen(viewer.id, "created", |session| session.created.clone()).await;
         assert_eq!(created.codec, codecs[0]);
         assert!(starts_a_keyframe(codecs[0], &viewer.packet().await.payload));
@@ -80,7 +80,7 @@ async fn a_loaded_size_and_seed_are_those_of_the_next_session() {
     let (_nats, cell, gateway) = ready(|_| {}).await;
     let load = json!({"pipeline_ids": ["tiny"], "load_params": {"height": 128, "width": 192, "seed": 5}});
     assert_eq!(gateway.post("/api/v1/pipeline/load", &load).await.0, 200);
-    let viewer = Viewer::connect(&gateway, Wish::default()).await.unwrap();
+    let viewer = Viewer::connect(&gateway.url, Wish::default()).await.unwrap();
     let created = cell.seen(viewer.id, "created", |session| session.created.clone()).await;
     assert_eq!(created.size.unwrap().to_string(), "192x128");
     assert_eq!(created.parameters.base_seed, Some(5));
@@ -128,13 +128,13 @@ async fn an_offer_that_cannot_be_used_is_refused_and_starts_nothing() {
     let text = gateway.http.post(gateway.url.clone() + "/api/v1/webrtc/offer").body("{");
     assert_eq!(answer(text).await.0, 422);
     assert_eq!(cell.session_count(), 0);
-    Viewer::connect(&gateway, Wish::default()).await.unwrap();
+    Viewer::connect(&gateway.url, Wish::default()).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn when_all_sessions_are_in_use_the_next_is_told_when_to_come_back() {
     let (_nats, _cell, gateway) = ready(|config| config.gateway.max_sessions = 1).await;
-    let viewer = Viewer::connect(&gateway, Wish::default()).await.unwrap();
+    let viewer = Viewer::connect(&gateway.url, Wish::default()).await.unwrap();
     let body = Viewer::offer_body(&Wish::default()).await;
     let response =
         gateway.http.post(gateway.url.clone() + "/api/v1/webrtc/offer").json(&body).send().await.unwrap();
@@ -143,7 +143,7 @@ async fn when_all_sessions_are_in_use_the_next_is_told_when_to_come_back() {
     let error: Value = response.json().await.unwrap();
     assert_eq!(error["error"]["reason"], "too_many_sessions");
     assert_eq!(gateway.delete(&format!("/api/v1/webrtc/offer/{}", viewer.id)).await, 204);
-    Viewer::connect(&gateway, Wish::default()).await.unwrap();
+    Viewer::connect(&gateway.url, Wish::default()).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,7 +1,7 @@
 use serde_json::json;
+use webrtc_viewer::{Viewer, Wish};
 
 use crate::harness::cell::Cell;
-use crate::harness::client::{Viewer, Wish};
 use crate::harness::nats::Nats;
 use crate::harness::{Gateway, answer};
 
@@ -13,7 +13,7 @@ async fn a_foreign_web_page_steers_nothing() {
     let cell = Cell::start(&nats).await;
     let gateway = Gateway::start(&nats, |_| {}).await;
     gateway.ready().await;
-    let viewer = Viewer::connect(&gateway, Wish::default()).await.unwrap();
+    let viewer = Viewer::connect(&gateway.url, Wish::default()).await.unwrap();
     let parameters = gateway.url.clone() + "/api/v1/session/parameters";
     let post = |origin: &str| gateway.http.post(&parameters).header("origin", origin).body(SEED);
 

@@ -5,9 +5,9 @@ use contract::media::VideoCodec;
 use contract::session::Control;
 use contract::{CacheEpoch, ChunkIndex, Incarnation, Reason};
 use serde_json::json;
+use webrtc_viewer::{Viewer, Wish};
 
 use crate::harness::cell::{Cell, Session};
-use crate::harness::client::{Viewer, Wish};
 use crate::harness::nats::Nats;
 use crate::harness::{Gateway, eventually};
 
@@ -20,7 +20,7 @@ async fn watching_with(change: impl FnOnce(&mut gateway::Config)) -> (Nats, Cell
     let cell = Cell::start(&nats).await;
     let gateway = Gateway::start(&nats, change).await;
     gateway.ready().await;
-    let mut viewer = Viewer::connect(&gateway, Wish::default()).await.unwrap();
+    let mut viewer = Viewer::connect(&gateway.url, Wish::default()).await.unwrap();
     viewer.message("session_state").await;
     (nats, cell, gateway, viewer)
 }
@@ -61,7 +61,7 @@ async fn a_viewer_that_closes_its_channel_or_connection_frees_its_session() {
     cell.seen(viewer.id, "closed", closed).await;
     none_left(&gateway).await;
 
-    let viewer = Viewer::connect(&gateway, Wish::default()).await.unwrap();
+    let viewer = Viewer::connect(&gateway.url, Wish::default()).await.unwrap();
     viewer.connection.close().await.unwrap();
     cell.seen(viewer.id, "closed", closed).await;
     none_left(&gateway).await;

@@ -3,9 +3,9 @@ use contract::params::Parameters;
 use contract::session::Control;
 use contract::{CacheEpoch, ChunkIndex, Error, Reason};
 use serde_json::json;
+use webrtc_viewer::{Viewer, Wish};
 
 use crate::harness::cell::Cell;
-use crate::harness::client::{Viewer, Wish};
 use crate::harness::nats::Nats;
 use crate::harness::{Gateway, eventually};
 
@@ -14,7 +14,7 @@ async fn watching() -> (Nats, Cell, Gateway, Viewer) {
     let cell = Cell::start(&nats).await;
     let gateway = Gateway::start(&nats, |_| {}).await;
     gateway.ready().await;
-    let viewer = Viewer::connect(&gateway, Wish::default()).await.unwrap();
+    let viewer = Viewer::connect(&gateway.url, Wish::default()).await.unwrap();
     (nats, cell, gateway, viewer)
 }
 

@@ -31,6 +31,23 @@ fn a_chunk_through_all_services_is_told_by_phase_for_each_world_size() {
 }
 
 #[test]
+fn a_viewer_over_webrtc_receives_every_packet_of_its_frames() {
+    for codec in ["h264", "vp8"] {
+        let line = line(&format!("watch --world-size 2 --codec {codec} --height 96 --width 160 --frames 30"));
+        assert_on_cpu(&line);
+        assert_measured(&line["between_frames_ms"], 29);
+        assert_positive(&line, &["first_frame_ms", "frames_per_second", "packets", "payload_bytes"]);
+        assert_says(
+            &line,
+            &json!({
+                "bench": "watch", "model": "tiny", "codec": codec, "height": 96, "width": 160, "world_size": 2,
+                "frames": 30, "packets_missing": 0, "link": "shm",
+            }),
+        );
+    }
+}
+
+#[test]
 fn a_worker_that_dies_and_one_that_stops_cost_what_is_told_and_leave_nothing() {
     let line = line("faults --only worker1 --faults kill,stop --rounds 2");
     assert_on_cpu(&line);

@@ -1,7 +1,6 @@
 //! What the tests share: a broker, a cell, a gateway, viewers.
 
 pub(crate) mod cell;
-pub(crate) mod client;
 pub(crate) mod encoder;
 pub(crate) mod nats;
 

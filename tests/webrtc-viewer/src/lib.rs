@@ -1,4 +1,7 @@
-//! A viewer: the webrtc crate as a client of the gateway.
+//! A viewer: the webrtc crate as a client of the gateway, for tests and measurements. What goes wrong ends in a panic that
+//! says what was waited for.
+
+#![allow(clippy::unwrap_used, reason = "a viewer that cannot go on says so by panicking")]
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -26,13 +29,14 @@ use webrtc::peer_connection::{
     RTCPeerConnectionState,
 };
 
-use super::{Gateway, PATIENCE};
+/// Long enough for a loaded machine; conditions end waits early.
+const PATIENCE: Duration = Duration::from_secs(20);
 
-pub(crate) struct Viewer {
-    pub(crate) connection: Arc<dyn PeerConnection>,
-    pub(crate) id: SessionId,
-    pub(crate) answer: String,
-    pub(crate) channel: Arc<dyn DataChannel>,
+pub struct Viewer {
+    pub connection: Arc<dyn PeerConnection>,
+    pub id: SessionId,
+    pub answer: String,
+    pub channel: Arc<dyn DataChannel>,
     packets: mpsc::Receiver<Packet>,
     messages: mpsc::Receiver<Value>,
     track: Arc<Mutex<Option<Arc<dyn TrackRemote>>>>,
@@ -41,11 +45,11 @@ pub(crate) struct Viewer {
 
 /// What a viewer asks for.
 #[derive(Clone)]
-pub(crate) struct Wish {
-    pub(crate) codecs: Vec<VideoCodec>,
-    pub(crate) direction: RTCRtpTransceiverDirection,
-    pub(crate) audio: bool,
-    pub(crate) parameters: Value,
+pub struct Wish {
+    pub codecs: Vec<VideoCodec>,
+    pub direction: RTCRtpTransceiverDirection,
+    pub audio: bool,
+    pub parameters: Value,
 }
 
 impl Default for Wish {
@@ -196,17 +200,23 @@ impl Viewer {
     }
 
     /// An offer as a body, with nobody behind it.
-    pub(crate) async fn offer_body(wish: &Wish) -> Value {
+    pub async fn offer_body(wish: &Wish) -> Value {
         let (viewer, sdp) = Self::offer(wish).await;
         viewer.connection.close().await.unwrap();
         json!({"sdp": sdp, "type": "offer", "initialParameters": wish.parameters})
     }
 
-    /// Connects, or gives the refusal.
-    pub(crate) async fn connect(gateway: &Gateway, wish: Wish) -> Result<Self, (u16, Value)> {
+    /// Connects to the gateway at `url`.
+    ///
+    /// # Errors
+    /// The status and body of its refusal.
+    pub async fn connect(url: &str, wish: Wish) -> Result<Self, (u16, Value)> {
         let (mut viewer, sdp) = Self::offer(&wish).await;
         let body = json!({"sdp": sdp, "type": "offer", "initialParameters": wish.parameters});
-        let (status, answer) = gateway.post("/api/v1/webrtc/offer", &body).await;
+        let request = reqwest::Client::new().post(format!("{url}/api/v1/webrtc/offer")).json(&body);
+        let response = request.timeout(PATIENCE).send().await.unwrap();
+        let status = response.status().as_u16();
+        let answer: Value = response.json().await.unwrap();
         if status != 200 {
             viewer.connection.close().await.unwrap();
             return Err((status, answer));
@@ -221,26 +231,26 @@ impl Viewer {
         Ok(viewer)
     }
 
-    pub(crate) async fn reach(&mut self, wanted: RTCPeerConnectionState) {
+    pub async fn reach(&mut self, wanted: RTCPeerConnectionState) {
         let reached = async { while self.states.recv().await.expect("the connection lives") != wanted {} };
         timeout(PATIENCE, reached).await.unwrap_or_else(|_| panic!("{wanted} is not reached"));
     }
 
-    pub(crate) async fn packet(&mut self) -> Packet {
+    pub async fn packet(&mut self) -> Packet {
         timeout(PATIENCE, self.packets.recv()).await.expect("a packet in time").expect("a packet")
     }
 
     /// Forgets the packets that are already here.
-    pub(crate) fn skip_packets(&mut self) {
+    pub fn skip_packets(&mut self) {
         while self.packets.try_recv().is_ok() {}
     }
 
     /// The next message of this type.
-    pub(crate) async fn message(&mut self, kind: &str) -> Value {
+    pub async fn message(&mut self, kind: &str) -> Value {
         self.message_within(kind, PATIENCE).await
     }
 
-    pub(crate) async fn message_within(&mut self, kind: &str, wait: Duration) -> Value {
+    pub async fn message_within(&mut self, kind: &str, wait: Duration) -> Value {
         let found = async {
             loop {
                 let message = self.messages.recv().await.expect("the channel is open");
@@ -252,11 +262,11 @@ impl Viewer {
         timeout(wait, found).await.unwrap_or_else(|_| panic!("no {kind} within {wait:?}"))
     }
 
-    pub(crate) async fn say(&self, text: &str) {
+    pub async fn say(&self, text: &str) {
         self.channel.send_text(text).await.unwrap();
     }
 
-    pub(crate) async fn ask_for_a_keyframe(&mut self) {
+    pub async fn ask_for_a_keyframe(&mut self) {
         let media_ssrc = self.packet().await.header.ssrc;
         let track = self.track.lock().unwrap().clone().unwrap();
         let request = PictureLossIndication { sender_ssrc: 0, media_ssrc };
