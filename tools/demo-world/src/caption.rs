@@ -176,6 +176,11 @@ impl<R: Rng> Words<'_, R> {
 
 /// A caption of the scene.
 pub fn caption(scene: &Scene, style: Style, rng: &mut impl Rng) -> String {
+    caption_and_main(scene, style, rng).0
+}
+
+/// A caption of the scene, and what is left of it without the second object.
+pub fn caption_and_main(scene: &Scene, style: Style, rng: &mut impl Rng) -> (String, String) {
     let mut words = Words { rng, plain: style == Style::Plain };
     let (object, motion) = (words.object(scene), words.one(motions(scene.motion)));
     let (ground, second) = (words.ground(scene.background), words.companion(scene.companion));
@@ -207,7 +212,8 @@ pub fn caption(scene: &Scene, style: Style, rng: &mut impl Rng) -> String {
             format!("{motion} {ground} {second}: a {shape}. its colour is {colour}. {size}")
         }
     };
-    tidy(&text)
+    let main = if second.is_empty() { text.clone() } else { text.replace(&second, "") };
+    (tidy(&text), tidy(&main))
 }
 
 /// Single spaces, and no punctuation without words around it.
@@ -231,6 +237,24 @@ mod tests {
 
     use super::*;
     use crate::scene::Split;
+
+    #[test]
+    fn the_main_part_is_the_caption_without_the_second_object() {
+        let mut rng = ChaCha8Rng::seed_from_u64(5);
+        for style in [Style::Plain, Style::Varied, Style::Rephrased] {
+            for _ in 0..500 {
+                let scene = Scene::draw_with(Split::Training, 0.5, &mut rng);
+                let (text, main) = caption_and_main(&scene, style, &mut rng);
+                assert!(!main.contains("in the top") && !main.contains("at the bottom"), "{main:?}");
+                let mut words = text.split_whitespace();
+                let in_order = main.split_whitespace().all(|word| {
+                    words.any(|other| other.trim_end_matches([',', '.']) == word.trim_end_matches([',', '.']))
+                });
+                assert!(in_order, "{main:?} of {text:?}");
+                assert_eq!(scene.companion.is_none(), text == main, "{text:?}");
+            }
+        }
+    }
 
     #[test]
     fn a_caption_names_every_attribute_of_its_scene_in_any_style() {

@@ -6,6 +6,7 @@
 use tch::{Device, Kind, Tensor};
 
 use crate::parameters::Spec;
+use crate::text::POSITIONS;
 
 /// Of the quintic iteration that brings singular values near to 1, from its authors.
 const QUINTIC: (f64, f64, f64) = (3.4445, -4.7750, 2.0315);
@@ -33,7 +34,7 @@ impl Matrices {
         let mut offset = 0;
         for spec in specs {
             let hidden = spec.name.contains("blocks.") && spec.name.ends_with(".weight");
-            let table = spec.name.contains("pos_embedding");
+            let table = spec.name.contains(POSITIONS);
             if let &[rows, columns] = spec.shape.as_slice()
                 && hidden
                 && !table

@@ -9,11 +9,12 @@ use tch::{Device, Kind, Tensor};
 use crate::orthogonal::Matrices;
 
 /// How a parameter starts.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Init {
     Constant(f64),
     /// Normal with this deviation.
     Normal(f64),
+    Values(Vec<f32>),
 }
 
 /// A parameter under its checkpoint name.
@@ -28,6 +29,16 @@ impl Spec {
     /// Elements.
     pub(crate) fn len(&self) -> i64 {
         self.shape.iter().product()
+    }
+
+    /// A draw of the start, `[N]` on the CPU.
+    fn start(&self) -> Tensor {
+        let options = (Kind::Float, Device::Cpu);
+        match &self.init {
+            Init::Constant(value) => Tensor::full([self.len()], *value, options),
+            Init::Normal(deviation) => Tensor::randn([self.len()], options) * *deviation,
+            Init::Values(values) => Tensor::from_slice(values),
+        }
     }
 }
 
@@ -89,16 +100,7 @@ const MOMENTUM: f64 = 0.9;
 impl Parameters {
     /// Fresh parameters; the draw follows libtorch's CPU generator.
     pub fn new(layout: Layout, device: Device) -> Self {
-        let parts: Vec<Tensor> = layout
-            .specs
-            .iter()
-            .map(|spec| match spec.init {
-                Init::Constant(value) => Tensor::full([spec.len()], value, (Kind::Float, Device::Cpu)),
-                Init::Normal(deviation) => {
-                    Tensor::randn([spec.len()], (Kind::Float, Device::Cpu)) * deviation
-                }
-            })
-            .collect();
+        let parts: Vec<Tensor> = layout.specs.iter().map(Spec::start).collect();
         Self::from_values(layout.specs, &Tensor::cat(&parts, 0).to_device(device))
     }
 
@@ -117,6 +119,11 @@ impl Parameters {
     /// From now on the matrices of hidden layers are updated by Muon.
     pub fn use_muon(&mut self) {
         self.matrices = Some(Matrices::of(&self.specs, self.values.device()));
+    }
+
+    /// The same network, with these values and no history.
+    pub fn copy(&self) -> Self {
+        Self::from_values(self.specs.clone(), &self.average)
     }
 
     pub fn count(&self) -> i64 {
@@ -246,9 +253,9 @@ impl Parameters {
                 tensor.size(),
                 spec.shape
             );
-            Ok(tensor.to_kind(Kind::Float).flatten(0, -1))
+            Ok(tensor.to_device(own.device()).to_kind(Kind::Float).flatten(0, -1))
         });
-        let values = Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 0).to_device(self.values.device());
+        let values = Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 0);
         *self = Self::from_values(std::mem::take(&mut self.specs), &values);
         Ok(())
     }
