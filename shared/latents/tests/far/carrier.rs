@@ -4,7 +4,7 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -32,7 +32,7 @@ pub(crate) struct Faults {
     /// Transfers that go well before one does not.
     pub(crate) fails_after: Option<AtomicU32>,
     /// A send sends nothing until the link is over; told once it stands there.
-    pub(crate) stalls: Option<Sender<()>>,
+    pub(crate) stalls: Option<SyncSender<()>>,
 }
 
 fn failed(error: &dyn ToString) -> Error {

@@ -153,7 +153,7 @@ fn a_stage0_that_stands_still_ends_a_read_in_time_and_finds_the_link_closed() {
 #[test]
 fn whoever_closes_a_link_ends_a_read_that_waits() {
     let (mut leader, descriptor) = leader(2, 2, 64, 1, Faults::default());
-    let (told, stands) = mpsc::channel();
+    let (told, stands) = mpsc::sync_channel(1);
     let mut stage0 = stage0_with(&descriptor, Faults { stalls: Some(told), ..Faults::default() }).unwrap();
     assert_eq!((settled(&leader), settled(&stage0)), (Condition::Open, Condition::Open));
     let spec = stage0.write(KEY, &picture(1, 8)).unwrap();
