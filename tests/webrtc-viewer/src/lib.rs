@@ -156,16 +156,13 @@ impl Viewer {
             .with_multicast_dns_mode(MulticastDnsMode::Disabled)
             .with_include_loopback_candidate(true)
             .build();
-        let connection: Arc<dyn PeerConnection> = Arc::new(
-            PeerConnectionBuilder::new()
-                .with_media_engine(engine(wish))
-                .with_setting_engine(settings)
-                .with_handler(Arc::new(handler))
-                .with_udp_addrs(vec!["127.0.0.1:0"])
-                .build()
-                .await
-                .unwrap(),
-        );
+        let connecting = PeerConnectionBuilder::new()
+            .with_media_engine(engine(wish))
+            .with_setting_engine(settings)
+            .with_handler(Arc::new(handler))
+            .with_udp_addrs(vec!["127.0.0.1:0"])
+            .build();
+        let connection: Arc<dyn PeerConnection> = Arc::new(Box::pin(connecting).await.unwrap());
         let channel = connection.create_data_channel("parameters", None).await.unwrap();
         let encoding = || RTCRtpEncodingParameters {
             rtp_coding_parameters: RTCRtpCodingParameters { ssrc: Some(77), ..Default::default() },

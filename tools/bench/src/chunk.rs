@@ -10,7 +10,6 @@ use serde_json::{Map, Value, json};
 use system_tests::{Viewer, viewer};
 use tokio::runtime::Runtime;
 use wan::config::ModelConfig;
-use xtask::outcome::Refused;
 
 use crate::cell::{self, CellOptions};
 use crate::options::{self, SizeOptions};
@@ -41,22 +40,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let configs = options.world_size.iter().map(|world_size| options.cell.config(*world_size));
     let configs = configs.collect::<Result<Vec<_>>>()?;
     for (world_size, config) in options.world_size.iter().zip(&configs) {
-        let size = size(options, config)?;
+        let size = options.size.served(config)?;
         let line = Runtime::new()?.block_on(measure(options, config, size, *world_size))?;
         println!("{line}");
         table(&line);
     }
     Ok(())
-}
-
-fn size(options: &Options, config: &ModelConfig) -> Result<Size> {
-    let (height, width) = options.size.of(config)?;
-    if config.serves(height, width) {
-        return Ok(Size { height, width });
-    }
-    let served: Vec<_> = config.sizes.iter().map(|(height, width)| format!("{height}x{width}")).collect();
-    let text = format!("--height {height} --width {width}: {} serves {}", config.name, served.join(", "));
-    Err(Refused(text).into())
 }
 
 async fn measure(options: &Options, config: &ModelConfig, size: Size, world_size: u16) -> Result<Value> {

@@ -5,6 +5,7 @@ use std::str::FromStr;
 use anyhow::Result;
 use clap::builder::PossibleValuesParser;
 use contract::link::LinkKind;
+use contract::model::Size;
 use device::DeviceKind;
 use engine::settings::ModelSection;
 use serde_json::{Value, json};
@@ -124,6 +125,18 @@ impl SizeOptions {
             }
         }
         Ok((height, width))
+    }
+
+    /// # Errors
+    /// [`Refused`] for a size that sessions of the model cannot have.
+    pub(crate) fn served(self, config: &ModelConfig) -> Result<Size> {
+        let (height, width) = self.of(config)?;
+        if config.serves(height, width) {
+            return Ok(Size { height, width });
+        }
+        let served: Vec<_> = config.sizes.iter().map(|(height, width)| format!("{height}x{width}")).collect();
+        let text = format!("--height {height} --width {width}: {} serves {}", config.name, served.join(", "));
+        Err(Refused(text).into())
     }
 }
 

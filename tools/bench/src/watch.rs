@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Instant;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, ensure};
 use contract::media::VideoCodec;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
@@ -51,12 +51,15 @@ struct Received {
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     let config = options.cell.config(options.world_size)?;
-    let (height, width) = options.size.of(&config)?;
+    let size = options.size.served(&config)?;
     let device = options.cell.device()?;
     let (received, memory) = Runtime::new()?.block_on(async {
         let cell = options.cell.cell(device, options.world_size).ready().await;
-        let prompts = json!([{"text": "a red fox"}]);
-        let parameters = json!({"prompts": prompts, "height": height, "width": width});
+        let size = json!({"height": size.height, "width": size.width});
+        let load = json!({"pipeline_ids": [config.name], "load_params": size});
+        let answer = cell.http().post("/api/v1/pipeline/load", &load).await;
+        ensure!(answer.status == 200, "the size was answered {}: {}", answer.status, answer.text);
+        let parameters = json!({"prompts": [{"text": "a red fox"}]});
         let wish = Wish { codecs: vec![options.codec], parameters, ..Wish::default() };
         let received = receive(&cell.url(), wish, options.frames).await?;
         anyhow::Ok((received, cell::peak_mib(&cell)))
@@ -67,7 +70,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             json!({"bench": "watch"}),
             machine::conditions(device)?,
             options.cell.conditions(&config, device, options.world_size),
-            json!({"height": height, "width": width, "codec": options.codec, "frames": options.frames}),
+            json!({
+                "height": size.height, "width": size.width, "codec": options.codec, "frames": options.frames,
+            }),
             received.json(),
             json!({"host_peak_mib": memory}),
         ])
