@@ -58,6 +58,12 @@ char* torch_extra_linear_gelu(const at::Tensor* x, const at::Tensor* weight, con
   return guarded([&] { *out = new at::Tensor(at::_addmm_activation(*bias, *x, weight->t(), 1, 1, /*use_gelu=*/true)); });
 }
 
+// A copy in memory that a GPU copies from without the host waiting. tch's own binding names a device, which libtorch warns of
+// on every call.
+char* torch_extra_pinned(const at::Tensor* tensor, at::Tensor** out) {
+  return guarded([&] { *out = new at::Tensor(tensor->pin_memory()); });
+}
+
 // The CUstream that libtorch gives its work on this thread.
 char* torch_extra_current_stream(int64_t device, void** stream) {
   return guarded([&] { *stream = current_stream(device).native_handle(); });

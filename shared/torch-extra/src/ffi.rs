@@ -27,6 +27,7 @@ unsafe extern "C" {
         bias: TensorPtr,
         out: *mut TensorPtr,
     ) -> Message;
+    pub(crate) fn torch_extra_pinned(tensor: TensorPtr, out: *mut TensorPtr) -> Message;
     pub(crate) fn torch_extra_current_stream(device: i64, stream: *mut *mut c_void) -> Message;
     pub(crate) fn torch_extra_event_record(device: i64, event: *mut EventPtr) -> Message;
     pub(crate) fn torch_extra_event_elapsed(start: EventPtr, end: EventPtr, ms: *mut f64) -> Message;

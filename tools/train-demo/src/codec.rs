@@ -145,7 +145,8 @@ impl Codec {
 /// A copy on `device` that nobody waits for: a copy out of ordinary memory waits for all that a GPU still has to do.
 pub fn upload(tensor: &Tensor, device: Device) -> Tensor {
     if device.is_cuda() {
-        tensor.pin_memory(device).to_device_(device, tensor.kind(), true, false)
+        let pinned = torch_extra::pinned(tensor).unwrap_or_else(|e| panic!("{e}"));
+        pinned.to_device_(device, tensor.kind(), true, false)
     } else {
         tensor.shallow_clone()
     }
