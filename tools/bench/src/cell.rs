@@ -41,7 +41,8 @@ impl CellOptions {
     /// It or stage 0's is not there, or the link cannot be had with them.
     pub(crate) fn device(&self) -> Result<Device> {
         let device = options::resolve(self.device)?;
-        for end in [device, self.stage0_device.map_or(Ok(device), options::resolve)?] {
+        let own = |kind| options::resolve_for("--stage0-device", kind);
+        for end in [device, self.stage0_device.map_or(Ok(device), own)?] {
             latents::check(self.link, end).map_err(|e| Refused(format!("--link: {}", e.message)))?;
         }
         Ok(device)
@@ -53,6 +54,14 @@ impl CellOptions {
         let config = ModelConfig::named(&self.model)?;
         options::check_world_size(&config, u32::from(world_size))?;
         Ok(config)
+    }
+
+    /// That of stage 0: the leader's, unless it has one of its own.
+    fn stage0(&self, leader: Device) -> DeviceKind {
+        self.stage0_device.unwrap_or(match leader {
+            Device::Cuda(index) => DeviceKind::Cuda(index),
+            _ => DeviceKind::Cpu,
+        })
     }
 
     /// Every rank on a GPU of its own, unless they share one.
@@ -70,9 +79,10 @@ impl CellOptions {
                 cell = cell.env(&process, "NCCL_HOSTID", &process).env(&process, "NCCL_SOCKET_IFNAME", "lo");
             }
         }
-        let first = if let Device::Cuda(index) = device { DeviceKind::Cuda(index) } else { DeviceKind::Cpu };
-        let stage0 = self.stage0_device.unwrap_or(first);
-        if self.link == LinkKind::Nccl && stage0 == first {
+        let stage0 = self.stage0(device);
+        if self.link == LinkKind::Nccl
+            && matches!((stage0, device), (DeviceKind::Cuda(a), Device::Cuda(b)) if a == b)
+        {
             cell = cell.env("stage0", "NCCL_HOSTID", "stage0").env("leader", "NCCL_HOSTID", "leader");
             for process in
                 ["stage0", "leader"].into_iter().filter(|_| world_size == 1 || self.group.share_gpu)
@@ -89,7 +99,7 @@ impl CellOptions {
             "precision": options::name(engine::compute_kind(device)),
             "latent_frames": config.num_frame_per_block, "world_size": world_size,
             "ranks_share_a_gpu": self.group.share_gpu, "link": self.link.as_str(),
-            "stage0_device": self.stage0_device.unwrap_or(self.device).to_string(),
+            "stage0_device": self.stage0(device).to_string(),
         })
     }
 }

@@ -174,7 +174,15 @@ pub(crate) fn ops(config: &ModelConfig, device: Device) -> Ops {
 /// # Errors
 /// [`Refused`] for one that is missing.
 pub(crate) fn resolve(kind: DeviceKind) -> Result<Device> {
-    Ok(device::resolve(kind, None).map_err(|e| Refused(format!("--device: {e}")))?.device)
+    resolve_for("--device", kind)
+}
+
+/// As [`resolve`], for the option that names it.
+///
+/// # Errors
+/// [`Refused`] for one that is missing.
+pub(crate) fn resolve_for(option: &str, kind: DeviceKind) -> Result<Device> {
+    Ok(device::resolve(kind, None).map_err(|e| Refused(format!("{option}: {e}")))?.device)
 }
 
 /// # Errors

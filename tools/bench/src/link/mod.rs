@@ -67,8 +67,9 @@ struct Times {
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     let subject = options.model.at(options.size)?;
-    let kinds = [options.model.device, options.stage0_device.unwrap_or(options.model.device)];
-    let [leader, stage0] = [options::resolve(kinds[0])?, options::resolve(kinds[1])?];
+    let leader = options::resolve(options.model.device)?;
+    let own = |kind| options::resolve_for("--stage0-device", kind);
+    let stage0 = options.stage0_device.map_or(Ok(leader), own)?;
     if let Some(task) = Stage0::asked_for() {
         return stage0::serve(&task?, stage0);
     }
