@@ -1,4 +1,5 @@
-//! Compiles the C++ layer against the headers of the libtorch that tch is built with.
+//! Compiles the C++ layer against the headers of the libtorch that tch is built with, and those of CUDA that they
+//! include. Of CUDA nothing is linked.
 
 use std::env;
 use std::path::Path;
@@ -13,6 +14,8 @@ fn main() {
         // The headers' own warnings are not ours.
         .flag("-isystem")
         .flag(Path::new(&libtorch).join("include"))
+        .flag("-isystem")
+        .flag(Path::new(&libtorch).join("include-cuda"))
         .file("src/extra.cpp")
         .compile("torch_extra");
 }

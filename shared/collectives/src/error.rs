@@ -1,4 +1,4 @@
-/// Why a collective call did not happen. `op` is `all_reduce`, `broadcast`, `barrier`, `send`, `receive` or `connect`.
+/// Why a collective call did not happen. `op` is `all_reduce`, `broadcast`, `barrier`, `replay`, `send`, `receive` or `connect`.
 #[derive(thiserror::Error, Clone, Debug, PartialEq, Eq)]
 pub enum CollectiveError {
     /// The deadline passed; the group is poisoned.

@@ -7,6 +7,7 @@
 mod error;
 pub mod loopback;
 pub mod nccl;
+mod recorder;
 mod rendezvous;
 mod solo;
 mod tensor;
@@ -16,6 +17,7 @@ use std::time::Instant;
 use tch::Tensor;
 
 pub use crate::error::CollectiveError;
+pub use crate::recorder::Recorder;
 pub use crate::rendezvous::Rendezvous;
 pub use crate::solo::Solo;
 
@@ -67,6 +69,40 @@ pub trait Collective: Send + Sync {
     /// # Errors
     /// `Timeout`, `Aborted`, `Mismatch`, `Io`.
     fn barrier(&self, deadline: Instant) -> Result<(), CollectiveError>;
+
+    /// Whether an all-reduce can be part of a graph that a GPU launches as a whole, by the two calls below.
+    fn records(&self) -> bool {
+        false
+    }
+
+    /// Puts an all-reduce into torch's current stream, which is being captured, and returns at once; the device does it each
+    /// time the graph is launched.
+    ///
+    /// # Errors
+    /// `BadTensor` before anything changes, also where nothing can be recorded; `Timeout`, `Aborted`, `Io`.
+    fn record_all_reduce(
+        &self,
+        tensor: &mut Tensor,
+        op: ReduceOp,
+        deadline: Instant,
+    ) -> Result<(), CollectiveError> {
+        let _ = (tensor, op, deadline);
+        Err(CollectiveError::BadTensor("this transport records nothing".to_owned()))
+    }
+
+    /// Calls `launch`, which gives torch's default stream a graph with recorded operations, as one call of this group: where it
+    /// has any, it returns when the device has done them.
+    ///
+    /// # Errors
+    /// What `launch` says; `Timeout`, `Aborted`, `Io`.
+    fn replay(
+        &self,
+        deadline: Instant,
+        launch: &mut dyn FnMut() -> Result<(), CollectiveError>,
+    ) -> Result<(), CollectiveError> {
+        let _ = deadline;
+        launch()
+    }
 
     /// From any thread: every blocked and every later call on this rank returns `Aborted`; peers see it too where the
     /// transport can tell them. The first reason stands.

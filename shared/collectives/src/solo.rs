@@ -49,6 +49,15 @@ impl Collective for Solo {
         self.check()
     }
 
+    /// There is nothing that could not be recorded.
+    fn records(&self) -> bool {
+        true
+    }
+
+    fn record_all_reduce(&self, _: &mut Tensor, _: ReduceOp, _: Instant) -> Result<(), CollectiveError> {
+        self.check()
+    }
+
     fn abort(&self, reason: &str) {
         // A second reason is not news.
         let _ = self.aborted.set(reason.to_owned());

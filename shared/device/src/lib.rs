@@ -4,6 +4,7 @@
 //! has to happen before its first tensor: libtorch looks for it once.
 
 mod context;
+mod graph;
 mod kind;
 mod libraries;
 mod memory;
@@ -14,6 +15,7 @@ use std::path::Path;
 use tch::Device;
 
 pub use context::{Context, DriverFailure};
+pub use graph::Graph;
 pub use kind::DeviceKind;
 pub use memory::{Memory, MemoryError};
 pub use program::{Argument, Capability, CompileError, Kernel, Program, compile};

@@ -18,6 +18,8 @@ pub struct EngineConfig {
     pub slots: usize,
     /// Conditioning embeddings that are kept.
     pub conditionings: usize,
+    /// Whether calls that repeat are captured as CUDA graphs.
+    pub graphs: bool,
     pub place: Place,
 }
 

@@ -18,7 +18,9 @@ pub(crate) fn collective(error: &CollectiveError) -> Error {
 
 pub(crate) fn generator(error: &GenerateError) -> Error {
     match error {
-        GenerateError::Dit(DitError::Collective(error)) => collective(error),
+        GenerateError::Dit(DitError::Collective(error)) | GenerateError::Collective(error) => {
+            collective(error)
+        }
         other => Error::new(Reason::Internal, "the generator failed").detail(other.to_string()),
     }
 }

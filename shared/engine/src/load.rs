@@ -42,6 +42,10 @@ impl Executor {
     /// Ends the collective of the epoch before. What it holds of the device must be free before the next one can run.
     fn let_go(&mut self) -> Result<(), LoadFailure> {
         let stuck = |text: String| Err(LoadFailure::Stuck(Error::new(Reason::Internal, text)));
+        // NCCL frees a group once no graph has work of it.
+        if let Some((_, _, generator)) = &mut self.loaded {
+            generator.drop_graphs();
+        }
         let Some(old) = self.collective.take() else { return Ok(()) };
         old.abort("the epoch is over");
         if !old.freed(Instant::now() + ABORT) {
@@ -74,7 +78,11 @@ impl Executor {
         self.loaded = None;
         let dit = self.read_shard(rank, world);
         let dit = dit.map_err(|e| LoadFailure::Own(refused(format!("the weights cannot be loaded: {e}"))))?;
-        self.loaded = Some((rank, world, Generator::new(&self.config.model, dit, self.config.slots)));
+        let mut generator = Generator::new(&self.config.model, dit, self.config.slots);
+        if !self.config.graphs {
+            generator.without_graphs("mesh.cuda_graphs is false");
+        }
+        self.loaded = Some((rank, world, generator));
         Ok(())
     }
 

@@ -90,7 +90,15 @@ impl Demand {
         let sessions = u32::try_from(engine.slots).unwrap_or(u32::MAX).saturating_sub(1);
         let conditionings = u32::try_from(engine.conditionings).unwrap_or(u32::MAX);
         let options = (engine.kind(), engine.device);
-        let rank = memory::Rank { model: &engine.model, world, sessions, conditionings, options }.need();
+        let rank = memory::Rank {
+            model: &engine.model,
+            world,
+            sessions,
+            conditionings,
+            options,
+            graphs: engine.graphs,
+        };
+        let rank = rank.need();
         let mut others = Vec::new();
         match beside.ranks.saturating_sub(1) {
             0 => {}
@@ -193,7 +201,9 @@ impl EngineConfig {
         let smaller = smaller_models(&self.model)
             .into_iter()
             .map(|(setting, model)| with(setting, &|other| other.model = model.clone(), world));
-        vec![slots.collect(), larger.collect(), smaller.collect()]
+        let plain = (self.graphs && self.device.is_cuda())
+            .then(|| with("mesh.cuda_graphs false".to_owned(), &|other| other.graphs = false, world));
+        vec![plain.into_iter().collect(), slots.collect(), larger.collect(), smaller.collect()]
     }
 }
 
@@ -263,6 +273,7 @@ mod tests {
             threads: 1,
             slots: 3,
             conditionings: 16,
+            graphs: true,
             place: Place { beside: PlacementSection { stage0, ranks }, ..Place::default() },
         }
     }
@@ -289,12 +300,14 @@ mod tests {
 
     #[test]
     fn a_refusal_says_what_is_needed_what_there_is_and_what_would_fit() {
-        let text = refused(&engine(false, 1), world(1), room(40 * GIB, 40 * GIB), When::BesideOthers);
+        let text = refused(&engine(false, 1), world(1), room(42 * GIB, 42 * GIB), When::BesideOthers);
         for part in
-            ["weights 26.61", "cuda:0 has 40.00 GiB free", "mesh.world_size 2 (", "model.sizes 320x576"]
+            ["weights 26.61", "cuda:0 has 42.00 GiB free", "mesh.world_size 2 (", "model.sizes 320x576"]
         {
             assert!(text.contains(part), "{part}: {text}");
         }
+        let text = refused(&engine(false, 1), world(1), room(48 * GIB, 48 * GIB), When::BesideOthers);
+        assert!(text.contains("graphs 1.08") && text.contains("mesh.cuda_graphs false (47.5"), "{text}");
         let text = refused(&engine(false, 1), world(8), room(GIB, GIB), When::BesideOthers);
         assert!(text.ends_with("no other setting of this model fits"), "{text}");
     }

@@ -7,8 +7,10 @@ use contract::envelope::MeshTimings;
 use contract::tp::Plan;
 use contract::{Digest, Error, Rank, Reason};
 use tch::{Device, Kind, Tensor};
+use tracing::warn;
 use wan::config::ModelConfig;
 use wan::dit::Tp;
+use wan::generator::Graphs;
 
 use crate::executor::Executor;
 use crate::{CallTensors, arguments, failure};
@@ -76,7 +78,11 @@ impl Executor {
         let conditioning = (!same).then_some(held);
         let args = arguments::chunk_args(plan, &latents_in, conditioning, context.as_ref())?;
         let tp = Tp { collective: &*collective, deadline };
+        let had_graphs = *generator.graphs() == Graphs::On;
         let output = generator.generate(slot, &args, &tp).map_err(|e| failure::generator(&e))?;
+        if let (true, Graphs::Off { because }) = (had_graphs, generator.graphs()) {
+            warn!(because, "no CUDA graphs from here on: calls take longer");
+        }
         if let Some(prompt) = self.prompts.get_mut(slot) {
             *prompt = Some(plan.conditioning.clone());
         }
@@ -85,7 +91,8 @@ impl Executor {
         let latents = output.latents.f_contiguous();
         let latents = latents.map_err(|e| failure::torch("laying out the latents", &e))?;
         let digest = digest_of(&latents)?;
-        let agreement = agree(&*collective, output.generator_calls, &digest, device, deadline)?;
+        let calls = output.generator_calls.read().map_err(|e| failure::torch("counting the forwards", &e))?;
+        let agreement = agree(&*collective, calls, &digest, device, deadline)?;
         let took = started.elapsed();
         Ok(Outcome {
             latents: (rank == Rank::LEADER).then_some(latents),
@@ -159,12 +166,12 @@ struct Agreement {
 /// One all-reduce(min) of count and digest, each with its negation, which makes it a max as well.
 fn agree(
     collective: &dyn Collective,
-    calls: u32,
+    calls: u64,
     digest: &Digest,
     device: Device,
     deadline: Instant,
 ) -> Result<Agreement, Error> {
-    let calls = i64::from(calls);
+    let calls = calls.cast_signed();
     let digest = i64::try_from(digest.prefix() >> 1).unwrap_or(i64::MAX);
     let mut both = Tensor::from_slice(&[calls, -calls, digest, -digest]).to_device(device);
     collective.all_reduce(&mut both, ReduceOp::Min, deadline).map_err(|e| failure::collective(&e))?;

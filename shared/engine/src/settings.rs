@@ -129,6 +129,8 @@ pub struct MeshSection {
     pub link_bind: String,
     /// Conditioning embeddings that every rank keeps.
     pub conditionings: u32,
+    /// Whether calls that repeat are captured as CUDA graphs.
+    pub cuda_graphs: bool,
     /// `host:port` of the leader's liveness socket; workers are told the address that is bound.
     pub liveness_bind: String,
     pub beat_silence_ms: u64,
@@ -149,6 +151,7 @@ impl Default for MeshSection {
             link: LinkKind::Shm,
             link_bind: "127.0.0.1:0".to_owned(),
             conditionings: 16,
+            cuda_graphs: true,
             liveness_bind: "127.0.0.1:0".to_owned(),
             beat_silence_ms: 800,
             watchdog_ms: 5_000,
@@ -196,6 +199,10 @@ pub const DOCS: &[(&str, &str)] = &[
     ),
     ("mesh.link_bind", "address at which the leader waits for stage0's end of an nccl link"),
     ("mesh.conditionings", "conditioning embeddings that every rank keeps, the same on all ranks"),
+    (
+        "mesh.cuda_graphs",
+        "whether a GPU launches the work of calls that repeat as a whole, which takes memory",
+    ),
     ("mesh.liveness_bind", "address of the leader's liveness socket"),
     ("mesh.beat_silence_ms", "a worker that is silent for this long has stopped"),
     ("mesh.watchdog_ms", "a worker without its leader for this long drops the epoch"),
@@ -287,6 +294,7 @@ impl RankSettings {
             threads: device.threads,
             slots: mesh.session_slots as usize + 1,
             conditionings: mesh.conditionings as usize,
+            graphs: mesh.cuda_graphs,
             place: Place { beside: placement.clone(), limit: device.memory_limit(), link: 0 },
         };
         Ok(Self { engine, model: info, parity })

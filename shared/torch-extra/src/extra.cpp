@@ -1,5 +1,5 @@
-// What tch does not bind, over libtorch's public headers. Nothing of CUDA is included or linked: libtorch's dispatcher and
-// device guards find the CUDA half once it is opened, and say so in an exception where it is not.
+// What tch does not bind, over libtorch's public headers. Nothing of CUDA is linked: libtorch's dispatcher, device guards and
+// the virtual functions of its allocator find the CUDA half once it is opened, and say so in an exception where it is not.
 //
 // Every function returns null, or a message that the caller frees with free(): no exception leaves this file. Tensors
 // are those of tch, a pointer to at::Tensor each; one that is handed out belongs to the caller. Devices are CUDA indices.
@@ -10,10 +10,13 @@
 #include <c10/core/Event.h>
 #include <c10/core/Stream.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
+#include <c10/cuda/CUDACachingAllocator.h>
 
 #include <cstdint>
 #include <cstring>
 #include <exception>
+#include <map>
+#include <mutex>
 
 namespace {
 
@@ -34,6 +37,22 @@ char* guarded(Work work) {
 c10::Stream current_stream(int64_t index) {
   const c10::Device device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(index));
   return c10::impl::VirtualGuardImpl(device.type()).getStream(device);
+}
+
+// The one stream of a device that graphs are captured on: cuBLAS keeps a workspace for every stream that it ever ran on.
+c10::Stream capture_stream(const c10::Device device) {
+  static std::mutex lock;
+  static std::map<c10::DeviceIndex, c10::Stream> streams;
+  const std::lock_guard<std::mutex> held(lock);
+  const auto found = streams.find(device.index());
+  if (found != streams.end()) return found->second;
+  const auto made = c10::impl::VirtualGuardImpl(device.type()).getStreamFromGlobalPool(device);
+  return streams.emplace(device.index(), made).first->second;
+}
+
+// CUDA's allocator is the only one that is registered for CUDA.
+c10::cuda::CUDACachingAllocator::CUDAAllocator* cuda_allocator() {
+  return static_cast<c10::cuda::CUDACachingAllocator::CUDAAllocator*>(c10::getDeviceAllocator(c10::DeviceType::CUDA));
 }
 
 }  // namespace
@@ -99,6 +118,32 @@ char* torch_extra_memory(int64_t device, int64_t bytes[4]) {
     bytes[2] = stats.allocated_bytes[all].peak;
     bytes[3] = stats.reserved_bytes[all].peak;
   });
+}
+
+// From here on this thread's work on the device goes to the stream that graphs are captured on, which is handed out, and the
+// memory of that work comes from the pool. `before` is the stream so far, for torch_extra_leave_capture.
+char* torch_extra_enter_capture(int64_t device, uint64_t pool, c10::Stream** before, void** stream) {
+  return guarded([&] {
+    const c10::Device on(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(device));
+    const auto own = capture_stream(on);
+    auto* const raw = static_cast<cudaStream_t>(own.native_handle());
+    cuda_allocator()->beginAllocateToPool(on.index(), {pool, 0}, [raw](cudaStream_t asked) { return asked == raw; });
+    *before = new c10::Stream(c10::impl::VirtualGuardImpl(on.type()).exchangeStream(own));
+    *stream = raw;
+  });
+}
+
+char* torch_extra_leave_capture(int64_t device, uint64_t pool, c10::Stream* before) {
+  return guarded([&] {
+    const std::unique_ptr<c10::Stream> back(before);
+    c10::impl::VirtualGuardImpl(c10::DeviceType::CUDA).exchangeStream(*back);
+    cuda_allocator()->endAllocateToPool(static_cast<c10::DeviceIndex>(device), {pool, 0});
+  });
+}
+
+// Once for each torch_extra_enter_capture with this pool; after the last one its memory goes back as its tensors go.
+char* torch_extra_release_pool(int64_t device, uint64_t pool) {
+  return guarded([&] { cuda_allocator()->releasePool(static_cast<c10::DeviceIndex>(device), {pool, 0}); });
 }
 
 }  // extern "C"

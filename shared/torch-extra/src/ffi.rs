@@ -8,6 +8,8 @@ use crate::ExtraError;
 
 /// An `at::Tensor`.
 pub(crate) type TensorPtr = *mut c_void;
+/// A `c10::Stream`.
+pub(crate) type StreamPtr = *mut c_void;
 /// A `c10::Event`.
 pub(crate) type EventPtr = *mut c_void;
 type Message = *mut c_char;
@@ -33,6 +35,14 @@ unsafe extern "C" {
     pub(crate) fn torch_extra_event_elapsed(start: EventPtr, end: EventPtr, ms: *mut f64) -> Message;
     pub(crate) fn torch_extra_event_free(event: EventPtr);
     pub(crate) fn torch_extra_memory(device: i64, bytes: *mut i64) -> Message;
+    pub(crate) fn torch_extra_enter_capture(
+        device: i64,
+        pool: u64,
+        before: *mut StreamPtr,
+        stream: *mut *mut c_void,
+    ) -> Message;
+    pub(crate) fn torch_extra_leave_capture(device: i64, pool: u64, before: StreamPtr) -> Message;
+    pub(crate) fn torch_extra_release_pool(device: i64, pool: u64) -> Message;
 }
 
 pub(crate) fn pointer(tensor: &Tensor) -> TensorPtr {

@@ -4,6 +4,7 @@
 //! Nothing here opens CUDA: that is `device`'s, and before it has every call is an error that names what is missing.
 
 mod attention;
+mod capture;
 mod event;
 mod ffi;
 mod linear;
@@ -12,6 +13,7 @@ mod pinned;
 mod stream;
 
 pub use attention::{cudnn_attention, cudnn_attention_with_lse};
+pub use capture::{Capture, Pool};
 pub use event::Event;
 pub use linear::linear_gelu;
 pub use memory::{Memory, memory};

@@ -5,17 +5,20 @@
 
 use std::time::{Duration, Instant};
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
+use torch_extra::Pool;
 
 use crate::config::{Family, ModelConfig};
-use crate::dit::{Attend, CausalDit, DitError, KvCache, KvCacheSpec, TextCache};
+use crate::dit::{Attend, CausalDit, DitError, ForwardCount, KvCache, KvCacheSpec, TextCache};
 use crate::noise::BlockNoise;
 use crate::scheduler::FlowScheduler;
 
 mod check;
+mod graph;
 #[cfg(test)]
 mod tests;
 
+use self::graph::{CallGraph, Shape};
 pub use crate::dit::Tp;
 
 /// What one chunk is made from; see the fields of the envelope for who decides them.
@@ -48,15 +51,14 @@ pub struct ChunkOutput {
     /// Clean latents `[1, F, 16, h, w]`, f32, on the model's device.
     pub latents: Tensor,
     /// Transformer forwards that were made, counted where they were made.
-    pub generator_calls: u32,
+    pub generator_calls: ForwardCount,
     /// Frame index after the chunk.
     pub current_start_frame: i64,
     /// Host time of each phase.
     pub timings: Vec<(&'static str, Duration)>,
 }
 
-/// Why a chunk was not made. After [`GenerateError::Dit`] or [`GenerateError::Torch`] the slot is empty; any other error
-/// changed nothing.
+/// Why a chunk was not made. A refusal of an argument changed nothing; after any other error the slot is empty.
 #[derive(Debug, thiserror::Error)]
 pub enum GenerateError {
     #[error("slot {slot}: allowed: 0..{slots}")]
@@ -75,6 +77,12 @@ pub enum GenerateError {
     Dit(#[from] DitError),
     #[error("torch: {0}")]
     Torch(#[from] tch::TchError),
+    #[error(transparent)]
+    Extra(#[from] torch_extra::ExtraError),
+    #[error(transparent)]
+    Graph(#[from] device::DriverFailure),
+    #[error(transparent)]
+    Collective(#[from] collectives::CollectiveError),
 }
 
 /// What one stream keeps between chunks.
@@ -84,6 +92,16 @@ struct Slot {
     kv: Option<(KvCache, (i64, i64))>,
     prompt: Option<Tensor>,
     text: Option<TextCache>,
+    /// Of the last call, if a graph could do such calls.
+    shape: Option<Shape>,
+    graph: Option<CallGraph>,
+}
+
+/// Whether calls that repeat are captured as CUDA graphs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Graphs {
+    On,
+    Off { because: String },
 }
 
 /// The generator of one rank: transformer, schedule and the state of its slots.
@@ -93,14 +111,43 @@ pub struct Generator {
     scheduler: FlowScheduler,
     dit: CausalDit,
     slots: Vec<Slot>,
+    graphs: Graphs,
+    /// Memory of all graphs. Dropped after them.
+    pool: Option<Pool>,
 }
 
 impl Generator {
-    /// A generator with `slots` empty slots.
+    /// A generator with `slots` empty slots. On a GPU it captures graphs.
     pub fn new(config: &ModelConfig, dit: CausalDit, slots: usize) -> Self {
         let scheduler = FlowScheduler::new(config.shift);
         let slots = (0..slots).map(|_| Slot::default()).collect();
-        Self { config: config.clone(), scheduler, dit, slots }
+        let graphs = match dit.options().1 {
+            Device::Cuda(_) => Graphs::On,
+            other => Graphs::Off { because: format!("{other:?} has none") },
+        };
+        Self { config: config.clone(), scheduler, dit, slots, graphs, pool: None }
+    }
+
+    /// Captures no graphs any more, and drops those that there are.
+    pub fn without_graphs(&mut self, because: &str) {
+        self.graphs = Graphs::Off { because: because.to_owned() };
+        self.drop_graphs();
+    }
+
+    pub fn graphs(&self) -> &Graphs {
+        &self.graphs
+    }
+
+    /// Drops the graphs that were captured; calls that repeat are captured anew. A collective that is part of them can only be
+    /// freed afterwards.
+    pub fn drop_graphs(&mut self) {
+        self.slots.iter_mut().for_each(|slot| slot.graph = None);
+        self.pool = None;
+    }
+
+    /// Whether the calls of a slot are a graph's by now.
+    pub fn has_graph(&self, slot: usize) -> bool {
+        self.slots.get(slot).is_some_and(|slot| slot.graph.is_some())
     }
 
     /// Forwards that a chunk of `steps` denoising steps makes.
@@ -192,90 +239,157 @@ impl Generator {
         tp: &Tp,
     ) -> Result<ChunkOutput, GenerateError> {
         let mut clock = PhaseClock::new();
-        let calls_before = self.dit.forwards();
-        let (kv, text) = self.prepare(index, slot, args, tp)?;
+        let calls_before = self.dit.forwards().so_far()?;
+        self.prepare(index, slot, args, tp)?;
         clock.mark("text_keys");
+        let latents = self.run_prepared(slot, args, renoise, tp, &mut clock)?;
+        Ok(ChunkOutput {
+            latents,
+            generator_calls: self.dit.forwards().so_far()?.since(&calls_before)?,
+            current_start_frame: args.current_start_frame + args.latents_in.size()[1],
+            timings: clock.phases,
+        })
+    }
 
-        let device = self.dit.options().1;
-        let mut latents = args.latents_in.f_to_device(device)?.f_to_kind(Kind::Float)?;
-        let frames = args.latents_in.size()[1];
+    /// The latents of a call, by a graph where it is a repetition.
+    fn run_prepared(
+        &mut self,
+        slot: &mut Slot,
+        args: &ChunkArgs,
+        renoise: impl FnOnce() -> Result<Vec<Tensor>, GenerateError>,
+        tp: &Tp,
+        clock: &mut PhaseClock,
+    ) -> Result<Tensor, GenerateError> {
+        let Slot { kv: Some((kv, _)), text: Some(text), shape: last, graph, .. } = slot else {
+            let (expected, found) = ("caches".to_owned(), "none".to_owned());
+            return Err(DitError::Input { what: "slot", expected, found }.into());
+        };
+        let shape = self.shape(args, tp);
+        let repeats = shape.is_some() && *last == shape;
+        *last = shape;
+        if !repeats {
+            *graph = None;
+        } else if graph.is_none() {
+            *graph = self.try_capture(args, kv, text, tp)?;
+            clock.mark("capture");
+        }
+        if let Some(graph) = graph {
+            return graph.run(args, renoise, kv, tp, clock);
+        }
+        let steps = self.steps(args);
+        let latents = args.latents_in.f_to_device(self.dit.options().1)?.f_to_kind(Kind::Float)?;
         if let Some(context) = args.context_frames {
-            let block_frames = self.config.num_frame_per_block;
-            let timesteps = vec![0.0; to_len(context.size()[1])];
-            let _ =
-                self.dit.forward(context, &timesteps, Attend::Recompute { block_frames }, kv, text, tp)?;
+            self.recompute(context, kv, text, tp)?;
             clock.mark("recompute");
         }
+        let clean = self.denoise(&steps, 0, &latents, kv, text, tp)?;
+        // All at once: a copy to the device makes the host wait for it.
+        let placed = |noise: &Tensor| noise.f_to_device(latents.device())?.f_view_as(args.latents_in);
+        let renoise = renoise()?.iter().map(placed).collect::<Result<Vec<_>, _>>()?;
+        let latents = self.other_steps(&steps, clean, &renoise, kv, text, tp)?;
+        clock.mark("denoise");
+        if self.config.family.has_clean_pass() {
+            let timesteps = vec![0.0; steps.frames];
+            let _ = self.dit.forward(&latents, &timesteps, steps.unbiased, kv, text, tp)?;
+            clock.mark("clean_pass");
+        }
+        Ok(latents)
+    }
 
+    fn steps(&self, args: &ChunkArgs) -> Steps {
         let attend = |bias| Attend::Cached {
             start_frame: self.start_frame(args.current_start_frame),
             bias,
             block_frames: self.config.num_frame_per_block,
         };
-        let (biased, unbiased) = (attend(args.kv_cache_attention_bias), attend(1.0));
-        let timesteps: Vec<f64> =
-            args.denoising_steps.iter().filter_map(|step| self.timestep(*step)).collect();
-        let (mut waiting, mut renoise) = (Some(renoise), Vec::new());
-        for (i, timestep) in timesteps.iter().enumerate() {
-            let flow = self.dit.forward(&latents, &vec![*timestep; to_len(frames)], biased, kv, text, tp)?;
-            let clean = self.scheduler.x0_from_flow(&flow, &latents, *timestep)?;
-            if let Some(renoise_now) = waiting.take() {
-                // All at once: a copy to the device makes the host wait for it.
-                let placed = |noise: &Tensor| noise.f_to_device(device)?.f_view_as(args.latents_in);
-                renoise = renoise_now()?.iter().map(placed).collect::<Result<_, _>>()?;
-            }
-            latents = match (timesteps.get(i + 1), renoise.get(i)) {
-                (Some(next), Some(noise)) => self.scheduler.add_noise(&clean, noise, *next)?,
-                _ => clean,
-            };
+        Steps {
+            timesteps: args.denoising_steps.iter().filter_map(|step| self.timestep(*step)).collect(),
+            frames: to_len(args.latents_in.size()[1]),
+            biased: attend(args.kv_cache_attention_bias),
+            unbiased: attend(1.0),
         }
-        clock.mark("denoise");
-
-        if self.config.family.has_clean_pass() {
-            let _ = self.dit.forward(&latents, &vec![0.0; to_len(frames)], unbiased, kv, text, tp)?;
-            clock.mark("clean_pass");
-        }
-        Ok(ChunkOutput {
-            latents,
-            generator_calls: u32::try_from(self.dit.forwards() - calls_before).unwrap_or(u32::MAX),
-            current_start_frame: args.current_start_frame + frames,
-            timings: clock.phases,
-        })
     }
 
-    /// Brings the slot's caches into the state the call asks for.
-    fn prepare<'a>(
-        &self,
-        index: usize,
-        slot: &'a mut Slot,
-        args: &ChunkArgs,
+    /// Starts the KV cache over from clean latents.
+    fn recompute(
+        &mut self,
+        context: &Tensor,
+        kv: &mut KvCache,
+        text: &TextCache,
         tp: &Tp,
-    ) -> Result<(&'a mut KvCache, &'a TextCache), GenerateError> {
+    ) -> Result<(), GenerateError> {
+        let timesteps = vec![0.0; to_len(context.size()[1])];
+        let attend = Attend::Recompute { block_frames: self.config.num_frame_per_block };
+        let _ = self.dit.forward(context, &timesteps, attend, kv, text, tp)?;
+        Ok(())
+    }
+
+    /// Clean latents as step `i` predicts them from noisy ones.
+    fn denoise(
+        &mut self,
+        steps: &Steps,
+        i: usize,
+        latents: &Tensor,
+        kv: &mut KvCache,
+        text: &TextCache,
+        tp: &Tp,
+    ) -> Result<Tensor, GenerateError> {
+        let timestep = steps.timesteps[i];
+        let timesteps = vec![timestep; steps.frames];
+        let flow = self.dit.forward(latents, &timesteps, steps.biased, kv, text, tp)?;
+        Ok(self.scheduler.x0_from_flow(&flow, latents, timestep)?)
+    }
+
+    /// What the steps after the first make of its prediction; `renoise` has one tensor for each of them.
+    fn other_steps(
+        &mut self,
+        steps: &Steps,
+        mut clean: Tensor,
+        renoise: &[Tensor],
+        kv: &mut KvCache,
+        text: &TextCache,
+        tp: &Tp,
+    ) -> Result<Tensor, GenerateError> {
+        for (i, noise) in (1..steps.timesteps.len()).zip(renoise) {
+            let latents = self.scheduler.add_noise(&clean, noise, steps.timesteps[i])?;
+            clean = self.denoise(steps, i, &latents, kv, text, tp)?;
+        }
+        Ok(clean)
+    }
+
+    /// Brings the slot's caches into the state the call asks for. Where one gets another place, the slot's graph goes.
+    fn prepare(&self, index: usize, slot: &mut Slot, args: &ChunkArgs, tp: &Tp) -> Result<(), GenerateError> {
         let size = latent_size(args.latents_in);
-        let kv = match slot.kv.take() {
-            Some((mut cache, held)) if held == size => {
+        match &mut slot.kv {
+            Some((cache, held)) if *held == size => {
                 if args.init_cache || args.reset_kv_cache {
                     cache.reset();
                 }
-                cache
             }
-            _ => self.dit.new_cache(self.kv_spec(size))?,
-        };
-        let (kv, _) = slot.kv.insert((kv, size));
-
+            kv => {
+                slot.graph = None;
+                // The old one goes first: two may not fit.
+                *kv = None;
+                *kv = Some((self.dit.new_cache(self.kv_spec(size))?, size));
+            }
+        }
         if let Some(prompt) = args.conditioning {
             // A copy: the caller's tensor may be a view of memory that it reuses.
             slot.prompt = Some(prompt.f_to_device(self.dit.options().1)?.f_detach_copy()?);
         }
-        if args.conditioning.is_some() || args.init_cache || args.reset_crossattn_cache {
-            slot.text = None;
+        let stale = args.conditioning.is_some() || args.init_cache || args.reset_crossattn_cache;
+        if slot.text.is_some() && !stale {
+            return Ok(());
         }
-        let text = match (slot.text.take(), &slot.prompt) {
-            (Some(text), _) => text,
-            (None, Some(prompt)) => self.dit.text_cache(prompt, tp)?,
-            (None, None) => return Err(GenerateError::NoPrompt { slot: index }),
-        };
-        Ok((kv, slot.text.insert(text)))
+        let prompt = slot.prompt.as_ref().ok_or(GenerateError::NoPrompt { slot: index })?;
+        match (&mut slot.text, &slot.graph) {
+            (Some(text), Some(_)) => text.overwrite(&self.dit.text_cache(prompt, tp)?)?,
+            (text, _) => {
+                *text = None;
+                *text = Some(self.dit.text_cache(prompt, tp)?);
+            }
+        }
+        Ok(())
     }
 
     fn kv_spec(&self, (height, width): (i64, i64)) -> KvCacheSpec {
@@ -312,6 +426,14 @@ fn latent_size(latents: &Tensor) -> (i64, i64) {
 
 fn to_len(count: i64) -> usize {
     usize::try_from(count).unwrap_or(0)
+}
+
+/// What the passes of a call have in common.
+struct Steps {
+    timesteps: Vec<f64>,
+    frames: usize,
+    biased: Attend,
+    unbiased: Attend,
 }
 
 /// Host time between marks.

@@ -98,6 +98,8 @@ pub struct Rank<'a> {
     pub conditionings: u32,
     /// What the generator computes in, and where.
     pub options: (Kind, Device),
+    /// Whether calls are captured as CUDA graphs, which have memory of their own to work in.
+    pub graphs: bool,
 }
 
 impl Rank<'_> {
@@ -111,14 +113,16 @@ impl Rank<'_> {
         let text = text_cache(&model.dit, world, kind);
         // Prompts stay as they came, in float32: one in each slot, and those that are kept.
         let prompt = bytes(model.dit.text_len * model.dit.text_dim, Kind::Float);
-        let working = model.sizes.iter().map(|size| chunk(model, world, *size, kind)).max();
+        let working =
+            model.sizes.iter().map(|size| chunk(model, world, *size, kind)).max().unwrap_or_default();
         let loading = bytes(dit::largest(&model.dit, world), Kind::Float) + making(self.options.1);
         Need::default()
             .and("weights", bytes(shard(&model.dit, world), kind))
             .and("kv caches", sessions * largest_kv + kv(first))
             .and("text keys", (sessions + 1) * text)
             .and("prompts", (sessions + 1 + u64::from(self.conditionings)) * prompt)
-            .and("working", working.unwrap_or_default().max(text).max(loading))
+            .and("working", working.max(text).max(loading))
+            .and("graphs", if self.graphs && self.options.1.is_cuda() { working } else { 0 })
             .and("process", process(self.options.1))
     }
 }
@@ -190,7 +194,7 @@ mod tests {
         assert_eq!(kv_cache(&model, 8, (480, 832), Kind::BFloat16), 40 * 2 * 6 * 1560 * 640 * 2);
         let need = |world, sessions| {
             let options = (Kind::BFloat16, Device::Cuda(0));
-            Rank { model: &model, world, sessions, conditionings: 16, options }.need().total()
+            Rank { model: &model, world, sessions, conditionings: 16, options, graphs: true }.need().total()
         };
         assert!(need(1, 2) > 40 << 30 && need(1, 2) < 60 << 30, "{}", Gib(need(1, 2)));
         assert!(need(8, 2) < need(4, 2) && need(1, 3) > need(1, 2));

@@ -22,7 +22,7 @@ fn golden_noncausal_forward_and_its_intermediates() {
     let timestep = golden.get("timestep").double_value(&[0]);
     let mut dit = dit(Shard::WHOLE);
     let output = solo(|tp| dit.forward_noncausal(&x, timestep, &prompt, tp)).unwrap();
-    assert_eq!(dit.forwards(), 1);
+    assert_eq!(dit.forwards().read().unwrap(), 1);
     golden.check("output", &output);
     golden.check("output_diffusers", &output);
     check_intermediates(&golden, &dit, timestep);

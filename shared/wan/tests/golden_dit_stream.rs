@@ -52,7 +52,7 @@ impl<'a> Stream<'a> {
         let key = |name: &str| format!("chunk{}.{name}", chunk.index);
         let step_key = |step: usize, name: &str| key(&format!("step{step}.{name}"));
         let block_frames = config.num_frame_per_block;
-        let calls_before = self.dit.forwards();
+        let calls_before = self.dit.forwards().read().unwrap();
         if chunk.prompt_changed() {
             self.text = Some(self.dit.text_cache(&chunk.prompt, tp).unwrap());
         }
@@ -89,8 +89,8 @@ impl<'a> Stream<'a> {
         }
         run.check_latents(chunk.index, &latents);
         run.check_cache(chunk.index, &self.cache);
-        let total = self.dit.forwards();
-        run.check_calls(chunk.index, (total - calls_before) as i64, total as i64);
+        let total = self.dit.forwards().read().unwrap();
+        run.check_calls(chunk.index, (total - calls_before).cast_signed(), total.cast_signed());
         latents
     }
 }

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use tch::Tensor;
 use wan::config::{Family, ModelConfig};
 use wan::dit::{CausalDit, Shard, Tp};
-use wan::generator::{ChunkArgs, ChunkOutput, Generator};
+use wan::generator::{ChunkArgs, ChunkOutput, Generator, Graphs};
 use wan::noise::block_noise;
 use wan::weights::Component;
 use xtask::outcome::Refused;
@@ -42,6 +42,9 @@ pub(crate) struct Options {
     /// Weight of past frames in self-attention, in (0, 1].
     #[arg(long, default_value = "1.0", value_parser = options::parse_bias)]
     bias: f64,
+    /// Launches every operation by itself on a GPU, instead of CUDA graphs.
+    #[arg(long)]
+    no_graphs: bool,
     /// Seed of the noise.
     #[arg(long, default_value_t = 42)]
     seed: u64,
@@ -90,7 +93,11 @@ fn measure(options: &Options, subject: &Subject, member: &Member) -> Result<Valu
     let shard = Shard { rank: member.collective.rank(), world };
     let (load, dit) =
         machine::ms(device, || Ok(CausalDit::load(&config.dit, &*source, shard, device, kind)?))?;
-    let mut stream = Stream::new(Generator::new(config, dit, 1), options, subject, member);
+    let mut generator = Generator::new(config, dit, 1);
+    if options.no_graphs {
+        generator.without_graphs("--no-graphs");
+    }
+    let mut stream = Stream::new(generator, options, subject, member);
     for _ in 0..options.warm_up {
         stream.chunk()?;
     }
@@ -101,7 +108,7 @@ fn measure(options: &Options, subject: &Subject, member: &Member) -> Result<Valu
         for (phase, took) in output.timings {
             phases.entry(phase.to_owned()).or_default().push(took.as_secs_f64() * 1e3);
         }
-        forwards = output.generator_calls;
+        forwards = output.generator_calls.read()?;
     }
     if !member.is_first() {
         return Ok(Value::Null);
@@ -121,12 +128,21 @@ fn measure(options: &Options, subject: &Subject, member: &Member) -> Result<Valu
         options::generator_conditions(config, ops),
         json!({
             "world_size": world, "ranks_share_a_gpu": options.group.share_gpu,
-            "bias": options.bias, "chunks": options.chunks, "warm_up_chunks_excluded": options.warm_up,
+            "graphs": graphs(&stream.generator), "bias": options.bias, "chunks": options.chunks, "warm_up_chunks_excluded": options.warm_up,
             "forwards": forwards, "load_s": load / 1e3, "chunk_ms": chunk.json(), "host_phases_ms": phases, "parts_ms": parts,
         }),
         shares(config, subject.size, world, chunk.median, ceiling),
         memory,
     ]))
+}
+
+/// `captured`, or why the chunks were none.
+fn graphs(generator: &Generator) -> String {
+    match generator.graphs() {
+        _ if generator.has_graph(0) => "captured".to_owned(),
+        Graphs::On => "none: no call is like the one before".to_owned(),
+        Graphs::Off { because } => format!("none: {because}"),
+    }
 }
 
 /// What a chunk is in operations, and how near a rank comes to what its device can do.

@@ -10,8 +10,10 @@ use anyhow::{Context, Result};
 
 use crate::layout::Layout;
 
-const LINKS: [(&str, &str); 5] = [
+const LINKS: [(&str, &str); 6] = [
     ("include", "../site/torch/include"),
+    // CUDA's, which libtorch's own include.
+    ("include-cuda", "../site/nvidia/cu13/include"),
     ("lib/libtorch_cpu.so", "../../site/torch/lib/libtorch_cpu.so"),
     ("lib/libc10.so", "../../site/torch/lib/libc10.so"),
     ("lib/libgomp.so.1", "../../site/torch/lib/libgomp.so.1"),

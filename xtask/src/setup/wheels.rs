@@ -130,7 +130,10 @@ fn size(path: &Path) -> u64 {
 }
 
 fn verify(site: &Path) -> Result<()> {
-    for path in ["torch/lib/libtorch_cpu.so", "torch/lib/libc10.so", "torch/include", "bin/nats-server"] {
+    let headers = "nvidia/cu13/include/crt";
+    for path in
+        ["torch/lib/libtorch_cpu.so", "torch/lib/libc10.so", "torch/include", headers, "bin/nats-server"]
+    {
         if !site.join(path).exists() {
             bail!("the fetched wheels lack {path}");
         }

@@ -97,6 +97,25 @@ impl Communicator {
     }
 
     pub(super) fn all_reduce(&self, elements: &Elements, op: ReduceOp) -> Result<(), CollectiveError> {
+        self.all_reduce_on(self.stream(), elements, op)
+    }
+
+    /// In another stream than the communicator's, which is being captured.
+    pub(super) fn record_all_reduce(
+        &self,
+        stream: *mut c_void,
+        elements: &Elements,
+        op: ReduceOp,
+    ) -> Result<(), CollectiveError> {
+        self.all_reduce_on(stream.cast(), elements, op)
+    }
+
+    fn all_reduce_on(
+        &self,
+        stream: sys::cudaStream_t,
+        elements: &Elements,
+        op: ReduceOp,
+    ) -> Result<(), CollectiveError> {
         let (data, numel, dtype) = (elements.data.cast(), elements.numel, dtype(elements.dtype));
         let op = match op {
             ReduceOp::Sum => ncclRedOp_t::ncclSum,
@@ -104,8 +123,8 @@ impl Communicator {
             ReduceOp::Max => ncclRedOp_t::ncclMax,
         };
         // SAFETY: `numel` elements on the communicator's device, whose tensor the caller holds until the work is done or
-        // the communicator aborted.
-        let result = unsafe { sys::ncclAllReduce(data, data, numel, dtype, op, self.raw, self.stream()) };
+        // the communicator aborted; or memory that a graph keeps.
+        let result = unsafe { sys::ncclAllReduce(data, data, numel, dtype, op, self.raw, stream) };
         started("ncclAllReduce", result, self.raw)
     }
 

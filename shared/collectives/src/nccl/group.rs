@@ -1,6 +1,7 @@
 //! What every call on a group has in common: it is launched, followed to its end, and its failure is the group's.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use std::{hint, thread};
 
@@ -24,6 +25,8 @@ pub(super) struct Group {
     pub(super) world_size: u32,
     gpu: Gpu,
     life: Arc<Life>,
+    /// Whether graphs have its work in them, which NCCL waits for before it frees the group.
+    recorded: AtomicBool,
 }
 
 impl Group {
@@ -44,7 +47,8 @@ impl Group {
         let stream = Arc::new(stream);
         let gpu = Gpu::of(index, Arc::clone(&stream))?;
         let communicator = Communicator::begin(rendezvous.id(), int(rank), int(world_size), stream)?;
-        let joined = Self { rank, world_size, gpu, life: Life::new(communicator) };
+        let life = Life::new(communicator);
+        let joined = Self { rank, world_size, gpu, life, recorded: AtomicBool::new(false) };
         let met = joined.follow("connect", deadline, || joined.launched());
         if let Err(error) = met {
             joined.end(&error);
@@ -69,6 +73,26 @@ impl Group {
             self.follow(op, deadline, || self.gpu.passed())?;
             // A failed group lets the device go on: that it is done does not say that it did it.
             self.life.with(Communicator::progress).map(|_| ())
+        };
+        let result = run();
+        if let Err(error) = &result {
+            self.end(error);
+        }
+        result
+    }
+
+    /// `launch` gives NCCL work for a stream that is being captured. Returns when NCCL has put it there; none of it runs.
+    pub(super) fn record(
+        &self,
+        op: &'static str,
+        deadline: Instant,
+        launch: impl FnOnce(&Communicator) -> Result<(), CollectiveError>,
+    ) -> Result<(), CollectiveError> {
+        self.recorded.store(true, Ordering::Relaxed);
+        let run = || {
+            self.gpu.enter()?;
+            self.life.with(launch)?;
+            self.follow(op, deadline, || self.launched())
         };
         let result = run();
         if let Err(error) = &result {
@@ -125,10 +149,10 @@ impl Group {
     }
 
     /// Ends the group. Where its work is in torch's stream, what comes next there would wait behind it: then this waits, within
-    /// bounds, until the device is free of it.
+    /// bounds, until the device is free of it. Not so where there are graphs: whoever has them drops them first.
     fn end(&self, error: &CollectiveError) {
         self.abort(&error.to_string());
-        if self.gpu.stream().is_torchs() {
+        if self.gpu.stream().is_torchs() && !self.recorded.load(Ordering::Relaxed) {
             self.freed(Instant::now() + ABORT);
         }
     }

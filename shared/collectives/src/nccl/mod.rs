@@ -6,6 +6,9 @@
 //! NCCL compares neither operations nor sizes: where the lock step is broken, calls end in a timeout or an error of NCCL
 //! instead of a `Mismatch`. Sums have the same bits on every rank, in an order of NCCL's choice.
 //!
+//! All-reduces can be part of a CUDA graph: then NCCL's work is captured with that of the tensors, and the launch of the graph is one
+//! call. NCCL frees a group only once such graphs are gone: they go first.
+//!
 //! [`Nccl`] is the collective of a mesh. [`Pair`] is two ranks that send one another bytes.
 
 mod communicator;
@@ -129,6 +132,32 @@ impl Collective for Nccl {
         self.call("barrier", deadline, |communicator, token| {
             communicator.all_reduce(&Elements::of(token, self.device)?, ReduceOp::Sum)
         })
+    }
+
+    fn records(&self) -> bool {
+        true
+    }
+
+    fn record_all_reduce(
+        &self,
+        tensor: &mut Tensor,
+        op: ReduceOp,
+        deadline: Instant,
+    ) -> Result<(), CollectiveError> {
+        let elements = Elements::of(tensor, self.device)?;
+        let stream = torch_extra::current_stream(self.device);
+        let stream = stream.map_err(|error| CollectiveError::Io(error.to_string()))?;
+        self.group.record("all_reduce", deadline, |communicator| {
+            communicator.record_all_reduce(stream.0, &elements, op)
+        })
+    }
+
+    fn replay(
+        &self,
+        deadline: Instant,
+        launch: &mut dyn FnMut() -> Result<(), CollectiveError>,
+    ) -> Result<(), CollectiveError> {
+        self.call("replay", deadline, |_, _| launch())
     }
 
     fn abort(&self, reason: &str) {

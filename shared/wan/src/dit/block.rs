@@ -38,6 +38,14 @@ struct Modulation {
     gate: Tensor,
 }
 
+impl Modulations {
+    pub(super) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        [&self.attention, &self.feed_forward]
+            .into_iter()
+            .flat_map(|part| [&part.shift, &part.scale, &part.gate])
+    }
+}
+
 impl Block {
     pub(super) fn load(config: &DitConfig, loader: &Loader, layer: usize) -> Result<Self, WeightsError> {
         let (dim, name) = (config.dim, format!("blocks.{layer}"));

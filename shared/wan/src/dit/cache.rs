@@ -165,6 +165,16 @@ impl KvCache {
         Ok(KvSlot { new_keys, new_values, keys, values })
     }
 
+    /// Where the held tokens and the stream end.
+    pub(crate) fn ends(&self) -> (i64, i64) {
+        (self.local_end, self.global_end)
+    }
+
+    /// Takes over the ends of a call whose passes wrote to it without asking: a graph's.
+    pub(crate) fn set_ends(&mut self, (local_end, global_end): (i64, i64)) {
+        (self.local_end, self.global_end) = (local_end, global_end);
+    }
+
     /// Takes over the indices of a pass that went through all layers.
     pub(super) fn commit(&mut self, plan: &KvPlan) {
         self.global_end = plan.global_end;
@@ -179,6 +189,15 @@ pub struct TextCache {
 }
 
 impl TextCache {
+    /// Takes over the values of another prompt, in the same places: graphs read there.
+    pub(crate) fn overwrite(&mut self, other: &Self) -> Result<(), TchError> {
+        for ((k, v), (new_k, new_v)) in self.layers.iter_mut().zip(&other.layers) {
+            k.f_copy_(new_k)?;
+            v.f_copy_(new_v)?;
+        }
+        Ok(())
+    }
+
     /// Keys and values of each layer.
     pub fn layers(&self) -> &[(Tensor, Tensor)] {
         &self.layers

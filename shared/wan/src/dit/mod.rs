@@ -11,6 +11,7 @@
 pub mod attention;
 pub mod block;
 pub mod cache;
+mod count;
 pub mod embed;
 pub mod fused;
 mod load;
@@ -23,6 +24,7 @@ mod times;
 mod tp;
 
 pub use cache::{KvCache, KvCacheSpec, KvPlan, TextCache};
+pub use count::ForwardCount;
 pub use load::Shard;
 pub use model::{Attend, CausalDit};
 pub use ops::{Attention, Ops};

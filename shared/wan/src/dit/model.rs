@@ -5,6 +5,7 @@ use tch::{Device, Kind, Tensor};
 use super::attention::SelfAttentionPass;
 use super::block::Block;
 use super::cache::{KvCache, KvCacheSpec, TextCache};
+use super::count::ForwardCount;
 use super::embed::{Embeddings, Head};
 use super::load::{Loader, Shard};
 use super::mask::Mask;
@@ -36,7 +37,7 @@ pub struct CausalDit {
     head: Head,
     rope: Rope,
     times: Times,
-    forwards: u64,
+    forwards: ForwardCount,
 }
 
 impl CausalDit {
@@ -67,7 +68,8 @@ impl CausalDit {
             head: Head::load(config, &loader)?,
             rope: Rope::new(config.head_dim(), device),
             times: Times::default(),
-            forwards: 0,
+            forwards: ForwardCount::zero(device)
+                .map_err(|e| super::load::torch("the count of forwards", &e))?,
             ops: loader.ops,
         })
     }
@@ -98,9 +100,31 @@ impl CausalDit {
         &self.blocks
     }
 
-    /// Forward passes completed since loading.
-    pub fn forwards(&self) -> u64 {
-        self.forwards
+    /// Forward passes completed since loading, counted by the device as part of each.
+    pub fn forwards(&self) -> &ForwardCount {
+        &self.forwards
+    }
+
+    /// Makes what all passes over these grids (first rotary frame, frames) and with these timesteps have in common, and hands
+    /// it out: as long as it is held, such a pass finds it where it is.
+    ///
+    /// # Errors
+    /// The device has no memory for it.
+    pub(crate) fn shared(
+        &mut self,
+        grids: &[(i64, i64)],
+        (rows, columns): (i64, i64),
+        timesteps: &[f64],
+    ) -> Result<Vec<Tensor>, DitError> {
+        let _guard = tch::no_grad_guard();
+        let mut held = Vec::new();
+        for (start_frame, frames) in grids {
+            held.push(self.rope.rotations(*start_frame, *frames, rows, columns)?);
+        }
+        for timestep in timesteps {
+            held.extend(self.times.get(&self.embeddings, &self.blocks, &[*timestep])?.tensors());
+        }
+        Ok(held)
     }
 
     /// An empty KV cache for this rank's heads.
@@ -185,7 +209,7 @@ impl CausalDit {
         }
         let flow = self.head.forward(x.tensor()?, &time.e, rows, columns)?;
         cache.commit(&plan);
-        self.forwards += 1;
+        self.forwards.add_one()?;
         Ok(flow)
     }
 

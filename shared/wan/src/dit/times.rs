@@ -17,6 +17,15 @@ pub(super) struct Time {
     pub(super) blocks: Vec<Modulations>,
 }
 
+impl Time {
+    /// All that it holds.
+    pub(super) fn tensors(&self) -> impl Iterator<Item = Tensor> {
+        std::iter::once(&self.e)
+            .chain(self.blocks.iter().flat_map(Modulations::tensors))
+            .map(Tensor::shallow_clone)
+    }
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Times(Vec<(Vec<u64>, Time)>);
 

@@ -48,10 +48,14 @@ fn with_args<T>(check: impl FnOnce(ChunkArgs, &Tp) -> T) -> T {
     check(args, &Tp { collective: &solo, deadline: Instant::now() + Duration::from_secs(60) })
 }
 
+fn calls_of(output: &ChunkOutput) -> u32 {
+    output.generator_calls.read().unwrap().try_into().unwrap()
+}
+
 fn refusal(generator: &mut Generator, args: &ChunkArgs, tp: &Tp) -> String {
-    let calls = generator.dit().forwards();
+    let calls = generator.dit().forwards().read().unwrap();
     let error = generator.generate(0, args, tp).unwrap_err().to_string();
-    assert_eq!(generator.dit().forwards(), calls, "a refused chunk ran the model");
+    assert_eq!(generator.dit().forwards().read().unwrap(), calls, "a refused chunk ran the model");
     error
 }
 
@@ -61,7 +65,7 @@ fn calls_are_counted_and_as_expected() {
         let mut generator = generator(family);
         with_args(|args, tp| {
             let output = generator.generate(0, &args, tp).unwrap();
-            assert_eq!((output.generator_calls, output.current_start_frame), (first, 3));
+            assert_eq!((calls_of(&output), output.current_start_frame), (first, 3));
             assert_eq!(Generator::expected_calls(generator.config(), 2, false), first);
             let context = family.recomputes().then(|| latents(3, 4));
             let next = ChunkArgs {
@@ -71,7 +75,7 @@ fn calls_are_counted_and_as_expected() {
                 context_frames: context.as_ref(),
                 ..args
             };
-            assert_eq!(generator.generate(0, &next, tp).unwrap().generator_calls, later);
+            assert_eq!(calls_of(&generator.generate(0, &next, tp).unwrap()), later);
             assert_eq!(Generator::expected_calls(generator.config(), 2, family.recomputes()), later);
         });
     }
@@ -262,4 +266,25 @@ fn bfloat16_stays_near_float32() {
     assert_eq!(half.kind(), Kind::Float);
     let difference = (full - half).abs().mean(Kind::Float).double_value(&[]);
     assert!(difference > 0.0 && difference < 0.05, "mean difference {difference}");
+}
+
+#[test]
+fn a_cpu_captures_no_graphs_and_says_why() {
+    let mut generator = generator(Family::Krea);
+    assert_eq!(generator.graphs(), &Graphs::Off { because: "Cpu has none".to_owned() });
+    with_args(|args, tp| {
+        let context = latents(3, 4);
+        generator.generate(0, &args, tp).unwrap();
+        let again = ChunkArgs {
+            current_start_frame: 3,
+            conditioning: None,
+            init_cache: false,
+            context_frames: Some(&context),
+            ..args
+        };
+        for _ in 0..3 {
+            generator.generate(0, &again, tp).unwrap();
+            assert!(!generator.has_graph(0));
+        }
+    });
 }

@@ -1,7 +1,8 @@
 //! What only a GPU can show of the generator: bf16 against float32, two ranks against one, and synthetic weights that are
-//! the CPU's bit for bit; and each kernel by itself. Each prints what it measured.
+//! the CPU's bit for bit; calls as CUDA graphs; and each kernel by itself. Each prints what it measured.
 #![allow(clippy::unwrap_used, reason = "test code")]
 
+mod graphs;
 mod kernels;
 mod precision;
 mod ranks;

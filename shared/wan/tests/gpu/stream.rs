@@ -6,7 +6,7 @@ use collectives::{Collective, Solo};
 use tch::{Device, Kind, Tensor};
 use wan::config::ModelConfig;
 use wan::dit::{CausalDit, Shard, Tp};
-use wan::generator::{ChunkArgs, Generator};
+use wan::generator::{ChunkArgs, GenerateError, Generator};
 use wan::noise::block_noise;
 use wan::weights::SyntheticSource;
 
@@ -26,35 +26,79 @@ impl Made {
 
     /// Latents of each chunk; every chunk but the first recomputes from the one before where the model does.
     pub(crate) fn chunks(&self, collective: &dyn Collective, chunks: usize) -> Vec<Tensor> {
+        let mut stream = self.stream();
+        (0..chunks).map(|_| stream.chunk(collective, Change::default())).collect()
+    }
+
+    pub(crate) fn stream(&self) -> Stream {
         let config = ModelConfig::named(self.model).unwrap();
         let source = SyntheticSource::new(42).on(self.device);
         let dit = CausalDit::load(&config.dit, &source, self.shard, self.device, self.kind).unwrap();
-        let mut generator = Generator::new(&config, dit, 1);
-        let (h, w) = config.latent_size(self.size.0, self.size.1);
-        let noise =
-            |frame| block_noise(7, frame, config.num_frame_per_block, config.dit.in_dim, h, w).unwrap();
-        let prompt = block_noise(8, 0, 1, 1, config.dit.text_len, config.dit.text_dim).unwrap();
-        let prompt = prompt.view([1, config.dit.text_len, config.dit.text_dim]);
-        let mut made: Vec<Tensor> = Vec::new();
-        let mut start = 0;
-        for chunk in 0..chunks {
-            let args = ChunkArgs {
-                current_start_frame: start,
-                latents_in: &noise(start),
-                conditioning: (chunk == 0).then_some(&prompt),
-                context_frames: made.last().filter(|_| config.family.recomputes()),
-                denoising_steps: &config.default_steps,
-                base_seed: 7,
-                kv_cache_attention_bias: config.default_bias,
-                init_cache: chunk == 0,
-                reset_kv_cache: false,
-                reset_crossattn_cache: false,
-            };
-            let tp = Tp { collective, deadline: Instant::now() + Duration::from_secs(120) };
-            let output = generator.generate(0, &args, &tp).unwrap();
-            start = output.current_start_frame;
-            made.push(output.latents);
+        let generator = Generator::new(&config, dit, 1);
+        Stream {
+            generator,
+            latent_size: config.latent_size(self.size.0, self.size.1),
+            config,
+            start: 0,
+            last: None,
         }
-        made
+    }
+}
+
+/// What a chunk has that the others have not.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Change {
+    /// Seed of a new prompt.
+    pub(crate) prompt: Option<u64>,
+    pub(crate) bias: Option<f64>,
+    pub(crate) reset_kv_cache: bool,
+}
+
+/// One stream under way.
+pub(crate) struct Stream {
+    pub(crate) generator: Generator,
+    config: ModelConfig,
+    latent_size: (i64, i64),
+    start: i64,
+    last: Option<Tensor>,
+}
+
+impl Stream {
+    /// Latents of the next chunk.
+    pub(crate) fn chunk(&mut self, collective: &dyn Collective, change: Change) -> Tensor {
+        self.try_chunk(collective, change, Duration::from_secs(120)).unwrap()
+    }
+
+    pub(crate) fn try_chunk(
+        &mut self,
+        collective: &dyn Collective,
+        change: Change,
+        within: Duration,
+    ) -> Result<Tensor, GenerateError> {
+        let (config, (h, w), first) = (&self.config, self.latent_size, self.start == 0);
+        let noise = block_noise(7, self.start, config.num_frame_per_block, config.dit.in_dim, h, w).unwrap();
+        let text = (config.dit.text_len, config.dit.text_dim);
+        let prompt = |seed| block_noise(seed, 0, 1, 1, text.0, text.1).unwrap().view([1, text.0, text.1]);
+        let prompt = change.prompt.or(first.then_some(8)).map(prompt);
+        let args = ChunkArgs {
+            current_start_frame: self.start,
+            latents_in: &noise,
+            conditioning: prompt.as_ref(),
+            context_frames: self.last.as_ref().filter(|_| config.family.recomputes()),
+            denoising_steps: &config.default_steps,
+            base_seed: 7,
+            kv_cache_attention_bias: change.bias.unwrap_or(config.default_bias),
+            init_cache: first,
+            reset_kv_cache: change.reset_kv_cache,
+            reset_crossattn_cache: false,
+        };
+        let tp = Tp { collective, deadline: Instant::now() + within };
+        let output = self.generator.generate(0, &args, &tp)?;
+        let steps = config.default_steps.len();
+        let expected = Generator::expected_calls(config, steps, args.context_frames.is_some());
+        assert_eq!(output.generator_calls.read().unwrap(), u64::from(expected));
+        self.start = output.current_start_frame;
+        self.last = Some(output.latents.shallow_clone());
+        Ok(output.latents)
     }
 }
