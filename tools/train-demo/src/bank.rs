@@ -6,7 +6,7 @@ use rand_chacha::ChaCha8Rng;
 use tch::{Device, Tensor};
 
 use crate::codec::{Codec, Encoded, upload};
-use crate::samples::Sample;
+use crate::samples::{Sample, World};
 
 #[derive(Debug)]
 pub struct Bank {
@@ -17,8 +17,7 @@ pub struct Bank {
     /// `[N, 9, 1, h, w]`
     objects: Tensor,
     samples: Vec<Sample>,
-    spread: f32,
-    companions: f64,
+    world: World,
     seed: u64,
     /// Clips made so far.
     made: u64,
@@ -40,14 +39,13 @@ pub struct Batch {
 }
 
 impl Bank {
-    pub fn new(size: usize, spread: f32, companions: f64, seed: u64, codec: &Codec) -> Self {
+    pub fn new(size: usize, world: World, seed: u64, codec: &Codec) -> Self {
         let mut bank = Self {
             latents: Tensor::new(),
             heads: Tensor::new(),
             objects: Tensor::new(),
             samples: Vec::new(),
-            spread,
-            companions,
+            world,
             seed,
             made: 0,
         };
@@ -67,8 +65,7 @@ impl Bank {
     fn make(&mut self, count: usize, codec: &Codec) -> (Vec<Sample>, Encoded) {
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed.wrapping_mul(7_919).wrapping_add(self.made));
         self.made += count as u64;
-        let mut samples: Vec<Sample> =
-            (0..count).map(|_| Sample::draw(self.spread, self.companions, &mut rng)).collect();
+        let mut samples: Vec<Sample> = (0..count).map(|_| Sample::draw(self.world, &mut rng)).collect();
         // However small a bank is, it has a start.
         samples.iter_mut().take(1).for_each(|sample| sample.start = sample.start.or(Some((0.0, 0.0))));
         let clips: Vec<_> = samples.iter().map(|sample| sample.frames(&mut rng)).collect();
@@ -99,12 +96,12 @@ impl Bank {
         &self.samples[row]
     }
 
-    /// Draws a batch of chunk `chunk`; that of chunk 0 is of clips that start a stream.
-    pub fn draw(&self, chunk: usize, size: usize, rng: &mut impl Rng) -> Batch {
+    /// Draws a batch of chunk `chunk`, if wanted of clips that start a stream only.
+    pub fn draw(&self, chunk: usize, size: usize, started: bool, rng: &mut impl Rng) -> Batch {
         let mut rows = Vec::with_capacity(size);
         while rows.len() < size {
             let row = rng.random_range(0..self.samples.len());
-            if chunk > 0 || self.samples[row].start.is_some() {
+            if !started || self.samples[row].start.is_some() {
                 rows.push(row);
             }
         }

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use demo_world::scene::Scene;
 use device::DeviceKind;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
+use train_demo::samples::{Sample, World};
 use train_demo::{average, score, sheet, stage_model, stage_start, stage_text, stage_vae, tokens};
 
 #[derive(Debug, Parser)]
@@ -81,7 +81,7 @@ fn world(out: &std::path::Path, clips: usize, seed: u64, device: tch::Device) ->
     let renderer = train_demo::scenes::BatchRenderer::new(device);
     let rows: Vec<tch::Tensor> = (0..clips)
         .map(|_| {
-            let sample = train_demo::samples::Sample::draw(1.0, Scene::COMPANIONS, &mut rng);
+            let sample = Sample::draw(World::EVEN, &mut rng);
             let text =
                 demo_world::caption::caption(&sample.from, demo_world::caption::Style::Varied, &mut rng);
             println!("{text} -> {:?} {:?}", sample.to, sample.amounts);

@@ -27,7 +27,7 @@ use crate::conditional::{Conditional, coupled};
 use crate::look;
 use crate::parameters::{Layout, Parameters, Weights};
 use crate::sampler::{Given, STEPS, Sampler, next_context};
-use crate::samples::Sample;
+use crate::samples::{Sample, World};
 use crate::scenes::rate;
 use crate::stage_vae::{compute_kind, read_config};
 use crate::tokens::{Captions, UNKNOWN};
@@ -65,18 +65,18 @@ pub struct Options {
     /// Share of steps that start from what the model made of the timesteps before.
     #[arg(long, default_value_t = 0.4)]
     pub ladder: f64,
-    /// How far from the middle streams start, in standard deviations of the world's. With 0 all start in the middle.
-    #[arg(long, default_value_t = 0.0)]
-    pub spread: f32,
+    /// Own steps and contexts from the beginning: the weights to start from already make something.
+    #[arg(long, requires = "from")]
+    pub tune: bool,
+    #[command(flatten)]
+    pub world: World,
     /// Muon instead of Adam for the matrices of the blocks.
     #[arg(long)]
     pub muon: bool,
-    /// How much more an error counts where an object is, on top of what it counts elsewhere.
+    /// How much more an error counts where an object of usual size is, on top of what it counts elsewhere; where a small one is,
+    /// the more.
     #[arg(long, default_value_t = 4.0)]
     pub focus: f64,
-    /// Share of scenes with a second object. More than the world has: a prompt with two objects is the harder to understand.
-    #[arg(long, default_value_t = 0.35)]
-    pub companions: f64,
     /// Weight of the loss on what the text encoder understood.
     #[arg(long, default_value_t = 0.05)]
     pub attributes: f64,
@@ -132,7 +132,7 @@ pub fn run(options: &Options, device: Device) -> Result<f64> {
     let clock = std::time::Instant::now();
     // Clips that are never exchanged are the same in every run of the stage.
     let seed = if options.refresh == 0 { options.seed } else { options.seed.wrapping_add_signed(begun.0) };
-    let bank = Bank::new(options.bank, options.spread, options.companions, seed, &codec);
+    let bank = Bank::new(options.bank, options.world, seed, &codec);
     println!("model: {} clips encoded in {:.1} s", options.bank, clock.elapsed().as_secs_f64());
     let rope = Rope::new(config.dit.head_dim(), device);
     let mut stage = Stage {
@@ -226,19 +226,25 @@ impl Stage<'_> {
             _ => 2,
         };
         // What the model makes of its own is worth learning from once it makes something.
-        let share = |of: f64, from: f64, to: f64| of * ((progress - from) / (to - from)).clamp(0.0, 1.0);
-        let own_context = chunk == 2 && rng.random_bool(share(self.options.rollout, 0.5, 0.7));
+        let share = |of: f64, from: f64, to: f64| {
+            let share = if self.options.tune { 1.0 } else { (progress - from) / (to - from) };
+            of * share.clamp(0.0, 1.0)
+        };
+        let own_context = chunk > 0 && rng.random_bool(share(self.options.rollout, 0.5, 0.7));
+        // A stream of its own from its very first chunk, or one that goes on from a clip.
+        let from_start = own_context && (chunk == 1 || rng.random_bool(0.5));
         let own_steps = rng.random_bool(share(self.options.ladder, 0.15, 0.35));
         let own_steps = if own_steps { rng.random_range(1..STEPS.len()) } else { 0 };
-        let mut batch = self.bank.draw(chunk, self.options.batch, &mut rng);
+        let mut batch = self.bank.draw(chunk, self.options.batch, chunk == 0 || from_start, &mut rng);
         let prompts = self.embedded(w, &self.texts(&batch.rows, &mut rng)?);
         if own_context {
-            batch.context = Some(self.generated_context(w, &batch, &prompts).to_kind(self.kind));
+            let context = self.generated_context(w, &batch, from_start, &prompts);
+            batch.context = Some(context.to_kind(self.kind));
         }
         let context = batch.context.as_ref().map(|context| self.disturbed(context, &mut rng));
         let text = self.condition(w, &batch, &prompts, chunk);
         let target = batch.target.to_kind(Kind::Float);
-        let noise = self.noise(&batch);
+        let noise = self.noise(&batch, chunk);
         let (x, timesteps, sigma) = if own_steps > 0 {
             let detached = text.detach();
             let given = Given { model: &self.model, w, context: context.as_ref(), text: &detached };
@@ -255,7 +261,7 @@ impl Stage<'_> {
         let clean = &x - flow.to_kind(Kind::Float) * &sigma;
         // An error of the flow counts the less the less noise there is; this keeps the last steps in view.
         let weight = (sigma.square() + 0.05).reciprocal();
-        let focus = batch.objects.to_kind(Kind::Float) * self.options.focus + 1.0;
+        let focus = focus(&batch.objects) * self.options.focus + 1.0;
         let pictures = ((clean - target).square() * weight * focus).mean(Kind::Float);
         let understood = self.reader.loss(w, &Tensor::cat(&prompts, 0), &self.said(&batch.rows));
         let sort = match (own_context, own_steps > 0, chunk) {
@@ -306,10 +312,10 @@ impl Stage<'_> {
         self.model.dit.text(w, &from.lerp_tensor(to, &amounts))
     }
 
-    /// Noise for the batch; that of first chunks tells where they start.
-    fn noise(&self, batch: &Batch) -> Tensor {
+    /// Noise for a chunk of the batch; that of first chunks tells where they start.
+    fn noise(&self, batch: &Batch, chunk: usize) -> Tensor {
         let noise = Tensor::randn(batch.target.size(), (Kind::Float, self.device));
-        if batch.chunk > 0 {
+        if chunk > 0 {
             return noise;
         }
         let starts: Vec<f32> = batch
@@ -318,12 +324,13 @@ impl Stage<'_> {
             .flat_map(|row| {
                 let (x, y) = self.bank.sample(*row).start.unwrap_or_default();
                 // In units of the noise, whatever the spread of the starts.
-                let unit =
-                    |value: f32| if self.options.spread > 0.0 { value / self.options.spread } else { 0.0 };
+                let unit = |value: f32| {
+                    if self.options.world.spread > 0.0 { value / self.options.world.spread } else { 0.0 }
+                };
                 [unit(x), unit(y)]
             })
             .collect();
-        if self.options.spread > 0.0 {
+        if self.options.world.spread > 0.0 {
             coupled(&noise, &upload(&Tensor::from_slice(&starts).view([-1, 2]), self.device))
         } else {
             noise
@@ -366,21 +373,63 @@ impl Stage<'_> {
         context + context.randn_like() * scales
     }
 
-    /// The context of the third chunk after a second one that the model made itself.
-    fn generated_context(&mut self, w: &Weights, batch: &Batch, prompts: &[Tensor; 2]) -> Tensor {
+    /// The context of the batch's chunk, whose last chunk the model made itself; `from_start`, all before it.
+    fn generated_context(
+        &mut self,
+        w: &Weights,
+        batch: &Batch,
+        from_start: bool,
+        prompts: &[Tensor; 2],
+    ) -> Tensor {
         no_grad(|| {
-            let first = self.bank.latents_of(&batch.rows, 0);
-            let text = self.condition(w, batch, prompts, 1);
-            let noise = Tensor::randn(first.size(), (Kind::Float, self.device));
-            let given = Given { model: &self.model, w, context: Some(&first), text: &text };
-            let second = self.sampler.chunk(given, &mut self.rope, &noise);
-            let stream = Tensor::cat(&[&first, &second.to_kind(first.kind())], 1);
-            next_context(&self.codec, &stream)
+            let clean = self.bank.latents_of(&batch.rows, 0);
+            let mut made = |chunk: usize, context: Option<&Tensor>| {
+                let text = self.condition(w, batch, prompts, chunk);
+                let noise = self.noise(batch, chunk);
+                let given = Given { model: &self.model, w, context, text: &text };
+                self.sampler.chunk(given, &mut self.rope, &noise).to_kind(self.kind)
+            };
+            let first = if from_start { made(0, None) } else { clean };
+            if batch.chunk == 1 {
+                return first;
+            }
+            let second = made(1, Some(&first));
+            next_context(&self.codec, &Tensor::cat(&[first, second], 1))
         })
     }
 }
 
+/// How much errors count at each place beyond the others, `[B, 3, 1, h, w]` f32 from such a map of where objects are: an object
+/// counts the same however small it is, within a factor.
+fn focus(objects: &Tensor) -> Tensor {
+    let objects = objects.to_kind(Kind::Float);
+    let area = objects.mean_dim([1, 2, 3, 4].as_slice(), true, Kind::Float);
+    objects * (USUAL_AREA / area.clamp_min(1e-3)).clamp(0.5, 3.0)
+}
+
+/// Share of the latents in which there is an object of medium size.
+const USUAL_AREA: f64 = 0.13;
 /// Steps between exchanges of clips: encoding few at a time costs a GPU as much as encoding many.
 const EXCHANGE: i64 = 8;
 /// Names of the losses.
 const KINDS: [&str; 4] = ["first", "next", "own_steps", "own_context"];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_small_object_counts_as_much_as_a_large_one() {
+        let objects = Tensor::zeros([2, 3, 1, 20, 20], (Kind::Float, Device::Cpu));
+        for (row, side) in [(0, 5), (1, 10)] {
+            let _ = objects.get(row).narrow(2, 0, side).narrow(3, 0, side).fill_(1.0);
+        }
+        let counts = focus(&objects).sum_dim_intlist([1, 2, 3, 4].as_slice(), false, Kind::Double);
+        assert!((counts.double_value(&[0]) - counts.double_value(&[1])).abs() < 1e-3, "{counts}");
+        // A place of the small one has four times the weight, and where there is none there is none.
+        let at = |row, place| focus(&objects).double_value(&[row, 0, 0, place, place]);
+        assert!((at(0, 0) / at(1, 0) - 4.0).abs() < 1e-6 && at(0, 19) == 0.0);
+        // Nothing at all divides by nothing.
+        assert_eq!(focus(&objects.zeros_like()).double_value(&[0, 0, 0, 0, 0]), 0.0);
+    }
+}

@@ -8,7 +8,6 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use demo_world::clip::Frame;
-use demo_world::scene::Scene;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use tch::{Device, Kind, Tensor, no_grad};
@@ -16,7 +15,7 @@ use wan::config::ModelConfig;
 
 use crate::budget::{Budget, Length};
 use crate::parameters::{Layout, Parameters};
-use crate::samples::Sample;
+use crate::samples::{Sample, World};
 use crate::scenes::{BatchRenderer, rate};
 use crate::sheet;
 use crate::vae::TrainVae;
@@ -94,7 +93,7 @@ fn clips(options: &Options, step: i64, count: usize) -> Vec<Frame> {
     let mut rng = ChaCha8Rng::seed_from_u64(options.seed.wrapping_mul(1_000_003).wrapping_add_signed(step));
     (0..count)
         .flat_map(|_| {
-            let mut frames = Sample::draw(1.0, Scene::COMPANIONS, &mut rng).frames(&mut rng);
+            let mut frames = Sample::draw(World::EVEN, &mut rng).frames(&mut rng);
             // The change of a prompt may be anywhere in the clip.
             let skip = step.unsigned_abs() as usize * 4 % (frames.len() - options.frames + 1);
             frames.drain(..skip);

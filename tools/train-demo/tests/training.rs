@@ -13,7 +13,7 @@ use demo_world::scene::{Scene, Split};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use tch::{Device, Kind};
-use train_demo::samples::Sample;
+use train_demo::samples::{Sample, World};
 use train_demo::scenes::BatchRenderer;
 use train_demo::{stage_model, stage_text, stage_vae, tokens};
 use wan::config::ModelConfig;
@@ -88,6 +88,11 @@ fn losses_fall_and_a_cut_run_goes_on_with_the_same_numbers() {
     model(folder, "muon", &["--steps", "6", "--muon"]);
     let of = |out: &str| losses(&folder.join(out).join("model.csv"), "norm");
     assert!(weights("muon") != weights("whole") && of("muon").iter().all(|norm| norm.is_finite()));
+    let from = folder.join("muon").display().to_string();
+    model(folder, "tuned", &["--steps", "4", "--from", &from, "--tune", "--rollout", "1"]);
+    let of = |loss: &str| losses(&folder.join("tuned/model.csv"), loss);
+    assert!(of("next").is_empty() && of("own_context").iter().all(|loss| loss.is_finite()));
+    assert!(!of("own_context").is_empty(), "every later chunk of a tuned run follows an own one");
 }
 
 #[test]
@@ -141,7 +146,12 @@ fn frames_drawn_in_batches_are_those_of_the_world() {
     let mut rng = ChaCha8Rng::seed_from_u64(9);
     let (batches, renderer) = (BatchRenderer::new(Device::Cpu), Renderer::default());
     let mut frames: Vec<Frame> = (0..6)
-        .flat_map(|_| Sample::draw(1.0, 0.5, &mut rng).frames(&mut rng).into_iter().step_by(8))
+        .flat_map(|_| {
+            Sample::draw(World { companions: 0.5, ..World::EVEN }, &mut rng)
+                .frames(&mut rng)
+                .into_iter()
+                .step_by(8)
+        })
         .collect();
     let scene = Scene::draw(Split::HeldOut, &mut rng);
     frames.extend(Mix::of(scene).play(&mut State::start(scene.motion, (1.0, -1.0)), 3));
