@@ -38,9 +38,13 @@ impl CellOptions {
     /// The device of the leader.
     ///
     /// # Errors
-    /// It or stage 0's is not there, or the link cannot be had with them.
-    pub(crate) fn device(&self) -> Result<Device> {
+    /// It, another rank's or stage 0's is not there, or the link cannot be had with them.
+    pub(crate) fn device(&self, world_size: u16) -> Result<Device> {
         let device = options::resolve(self.device)?;
+        if let (Device::Cuda(first), false) = (device, self.group.share_gpu) {
+            let last = first + usize::from(world_size.saturating_sub(1));
+            options::resolve_for("--world-size without --share-gpu", DeviceKind::Cuda(last))?;
+        }
         let own = |kind| options::resolve_for("--stage0-device", kind);
         for end in [device, self.stage0_device.map_or(Ok(device), own)?] {
             latents::check(self.link, end).map_err(|e| Refused(format!("--link: {}", e.message)))?;

@@ -49,7 +49,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 }
 
 async fn measure(options: &Options, config: &ModelConfig, size: Size, world_size: u16) -> Result<Value> {
-    let device = options.cell.device()?;
+    let device = options.cell.device(world_size)?;
     let cell = options.cell.cell(device, world_size).ready().await;
     let bus = cell.bus("gateway").await;
     let mut request = viewer::creation(&json!({"prompts": [{"text": "a red fox"}]}));

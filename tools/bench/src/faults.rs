@@ -55,7 +55,7 @@ const WORLD_SIZE: u16 = 2;
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     let config = options.cell.config(WORLD_SIZE)?;
-    let device = options.cell.device()?;
+    let device = options.cell.device(WORLD_SIZE)?;
     let found = Runtime::new()?.block_on(suffer(options, device))?;
     let line = line::join([
         json!({"bench": "faults"}),

@@ -52,7 +52,7 @@ struct Received {
 pub(crate) fn run(options: &Options) -> Result<()> {
     let config = options.cell.config(options.world_size)?;
     let size = options.size.served(&config)?;
-    let device = options.cell.device()?;
+    let device = options.cell.device(options.world_size)?;
     let (received, memory) = Runtime::new()?.block_on(async {
         let cell = options.cell.cell(device, options.world_size).ready().await;
         let size = json!({"height": size.height, "width": size.width});
