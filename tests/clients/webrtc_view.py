@@ -121,6 +121,7 @@ async def ready(args):
                 return
         except OSError:
             await asyncio.sleep(0.05)
+    raise TimeoutError(f"{args.url} was not ready within 30 s")
 
 
 async def watch_twice(args):
