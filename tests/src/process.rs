@@ -6,6 +6,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use xtask::command::die_with_parent;
 use xtask::stack::Spec;
 
 /// Environment of every process of a cell, and so of whatever it starts: the cell's folder.
@@ -55,6 +56,8 @@ impl Process {
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file);
+        // Who started it may be killed before it can stop anything.
+        die_with_parent(&mut command, libc::SIGKILL);
         let child = command
             .spawn()
             .with_context(|| format!("cannot start {} ({})", spec.name, spec.program.display()))?;

@@ -1,7 +1,7 @@
 //! What can be seen in a clip: colour, shape, motion and background, read off the pixels by matched templates.
 //!
-//! Backgrounds are compared whole. What differs from the best of them is the object; its outline, brought to unit area, is
-//! compared with all shapes at all angles; its path, area and angle over time tell the motion.
+//! Backgrounds are compared whole. What differs from the best of them is the object; its outline, where pixels are half way from the
+//! background to its colour, is brought to unit area and compared with all shapes at all angles; its path, area and angle over time tell the motion.
 
 use std::fmt;
 
@@ -276,12 +276,39 @@ fn object(frame: &[u8], background: &[f32], corner: Option<Corner>) -> Option<Ob
         inner = (0..mask.len()).filter(|n| mask[*n]).collect();
     }
     let rgb = std::array::from_fn(|i| median(inner.iter().map(|n| f32::from(frame[3 * n + i])).collect()));
+    let near = neighbours(&mask);
+    let covered: Vec<bool> = (0..mask.len())
+        .map(|n| {
+            near[n] > 0 && !hidden(n) && coverage(pixel_at(frame, n), &background[3 * n..][..3], rgb) > 0.5
+        })
+        .collect();
+    Some(Object { x, y, area, rgb, outline: outline(&covered) })
+}
+
+fn pixel_at(frame: &[u8], n: usize) -> [f32; 3] {
+    std::array::from_fn(|i| f32::from(frame[3 * n + i]))
+}
+
+/// How far a pixel is on its way from the background to the object's colour: edges are mixtures of both.
+fn coverage(seen: [f32; 3], background: &[f32], colour: [f32; 3]) -> f32 {
+    let (mut along, mut whole) = (0.0, 0.0);
+    for i in 0..3 {
+        let way = colour[i] - background[i];
+        along += (seen[i] - background[i]) * way;
+        whole += way * way;
+    }
+    along / whole.max(1.0)
+}
+
+/// A mask on the grid of the templates: its centre in the middle, brought to unit area.
+fn outline(mask: &[bool]) -> Vec<bool> {
+    let area = mask.iter().filter(|inside| **inside).count();
+    let (x, y) = (centre(mask, |n| n % SIDE), centre(mask, |n| n / SIDE));
     let radius = (area as f32 / std::f32::consts::PI).sqrt();
     let pixel = |at: f32| at.rem_euclid(SIDE as f32) as usize % SIDE;
-    let outline = (0..GRID * GRID)
+    (0..GRID * GRID)
         .map(|n| mask[pixel(y + grid(n / GRID) * radius) * SIDE + pixel(x + grid(n % GRID) * radius)])
-        .collect();
-    Some(Object { x, y, area, rgb, outline })
+        .collect()
 }
 
 /// How many of the 25 pixels around each are set; the picture is a torus.

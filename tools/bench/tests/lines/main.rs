@@ -10,11 +10,16 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
-fn bench(args: &str) -> Output {
+fn command(args: &str) -> Command {
     let mut bench = Command::new(env!("CARGO_BIN_EXE_kinemesh-bench"));
     // What cargo says of this package is not where the checkout is. Threads that share busy cores wait for one another.
     bench.env_remove("CARGO_MANIFEST_DIR").env("OMP_NUM_THREADS", "1");
-    bench.args(args.split_whitespace()).output().unwrap()
+    bench.args(args.split_whitespace());
+    bench
+}
+
+fn bench(args: &str) -> Output {
+    command(args).output().unwrap()
 }
 
 /// The lines that a run prints.
