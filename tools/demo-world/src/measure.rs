@@ -1,7 +1,7 @@
 //! What can be seen in a clip: colour, shape, motion and background, read off the pixels by matched templates.
 //!
 //! Backgrounds are compared whole. What differs from the best of them is the object; its outline, where pixels are half way from the
-//! background to its colour, is brought to unit area and compared with all shapes at all angles; its path, area and angle over time tell the motion.
+//! background to its colour, is brought to unit area and compared with all shapes at all angles, sharp and rounded; its path, area and angle over time tell the motion.
 
 use std::fmt;
 
@@ -21,6 +21,11 @@ const GRID: usize = 45;
 const REACH: f32 = 1.8;
 /// Angles of a shape that are compared, over its symmetry.
 const ANGLES: usize = 24;
+/// Points on a side of the grid on which templates are drawn.
+const FINE: usize = 180;
+/// Softness of the templates, as the deviation of a Gaussian, in radii of the shape: a decoder rounds what is small, and a
+/// rounded cross covers a square better than a sharp cross.
+const SOFT: [f32; 3] = [0.0, 0.1, 0.2];
 /// Objects of fewer pixels are not looked at.
 const LEAST: usize = 60;
 /// Frames between which movement is measured.
@@ -72,22 +77,53 @@ fn grid(i: usize) -> f32 {
     ((i as f32 + 0.5) / GRID as f32 * 2.0 - 1.0) * REACH
 }
 
-fn template(shape: Shape, angle: f32) -> Template {
-    // Area at radius 1, by counting.
-    let fine = 400_usize;
-    let at = |i: usize| ((i as f32 + 0.5) / fine as f32 * 2.0 - 1.0) * 1.3;
-    let hits = (0..fine * fine).filter(|n| distance(shape, at(n % fine), at(n / fine)) < 0.0).count();
-    let area = hits as f32 * (2.6 / fine as f32).powi(2);
-    let radius = (std::f32::consts::PI / area).sqrt();
+/// A shape as a lens of some softness (see [`SOFT`]) shows it at half height, at unit area.
+fn template(shape: Shape, angle: f32, soft: f32) -> Template {
     let (sin, cos) = angle.sin_cos();
+    let at = |i: usize| ((i as f32 + 0.5) / FINE as f32 * 2.0 - 1.0) * REACH;
+    let inside = |n: usize| {
+        let (x, y) = (at(n % FINE), at(n / FINE));
+        distance(shape, cos * x + sin * y, cos * y - sin * x) < 0.0
+    };
+    let pixel = 2.0 * REACH / FINE as f32;
+    let sharp: Vec<f32> = (0..FINE * FINE).map(|n| if inside(n) { 1.0 } else { 0.0 }).collect();
+    let shown = blurred(&sharp, soft / pixel);
+    let area = shown.iter().filter(|value| **value > 0.5).count() as f32 * pixel * pixel;
+    // The grid is in radii of a circle of that area.
+    let radius = (area / std::f32::consts::PI).sqrt();
+    let nearest = |place: f32| ((place * radius / REACH + 1.0) / 2.0 * FINE as f32) as usize;
     let inside: Vec<bool> = (0..GRID * GRID)
         .map(|n| {
-            let (x, y) = (grid(n % GRID) / radius, grid(n / GRID) / radius);
-            distance(shape, cos * x + sin * y, cos * y - sin * x) < 0.0
+            let (x, y) = (nearest(grid(n % GRID)), nearest(grid(n / GRID)));
+            x < FINE && y < FINE && shown[y * FINE + x] > 0.5
         })
         .collect();
     let count = inside.iter().filter(|inside| **inside).count();
     Template { shape, angle, inside, count }
+}
+
+/// A picture of `FINE` x `FINE` after a Gaussian of this deviation in pixels.
+fn blurred(picture: &[f32], deviation: f32) -> Vec<f32> {
+    if deviation <= 0.0 {
+        return picture.to_vec();
+    }
+    let reach = (3.0 * deviation).ceil() as usize;
+    let weights: Vec<f32> =
+        (0..=2 * reach).map(|k| (-0.5 * ((k as f32 - reach as f32) / deviation).powi(2)).exp()).collect();
+    let whole: f32 = weights.iter().sum();
+    let pass = |from: &[f32], step: usize, place: fn(usize) -> usize| -> Vec<f32> {
+        (0..from.len())
+            .map(|n| {
+                let along = |k: usize| (place(n) + k).checked_sub(reach).filter(|to| *to < FINE);
+                let terms = weights.iter().enumerate().filter_map(|(k, weight)| {
+                    let to = along(k)?;
+                    Some(weight * from[n - place(n) * step + to * step])
+                });
+                terms.sum::<f32>() / whole
+            })
+            .collect()
+    };
+    pass(&pass(picture, 1, |n| n % FINE), FINE, |n| n / FINE)
 }
 
 impl Default for Meter {
@@ -95,7 +131,7 @@ impl Default for Meter {
         let templates = Shape::ALL.iter().flat_map(|shape| {
             let angles = symmetry(*shape)
                 .map_or(vec![0.0], |turn| (0..ANGLES).map(|n| turn * n as f32 / ANGLES as f32).collect());
-            angles.into_iter().map(|angle| template(*shape, angle))
+            angles.into_iter().flat_map(|angle| SOFT.map(|soft| template(*shape, angle, soft)))
         });
         Self {
             backgrounds: Background::all().map(|which| (which, background(which))).collect(),
