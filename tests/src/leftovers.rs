@@ -63,10 +63,28 @@ pub fn peak_resident_kib(pid: u32) -> u64 {
     status_kib(pid, "VmHWM:")
 }
 
+/// Living processes whose parent is this one.
+#[must_use]
+pub fn children(pid: u32) -> BTreeSet<u32> {
+    let parent = Some(pid.to_string());
+    processes().filter(|child| status(*child, "PPid:") == parent && lives(*child)).collect()
+}
+
+/// Whether there is such a process, and it is more than an exit code that nobody has asked for.
+#[must_use]
+pub fn lives(pid: u32) -> bool {
+    status(pid, "State:").is_some_and(|state| state != "Z")
+}
+
 fn status_kib(pid: u32, field: &str) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix(field));
-    line.and_then(|line| line.split_ascii_whitespace().next()?.parse().ok()).unwrap_or(0)
+    status(pid, field).and_then(|value| value.parse().ok()).unwrap_or(0)
+}
+
+/// First word of a line of `/proc/PID/status`.
+fn status(pid: u32, field: &str) -> Option<String> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(field))?;
+    line.split_ascii_whitespace().next().map(str::to_owned)
 }
 
 fn processes() -> impl Iterator<Item = u32> {

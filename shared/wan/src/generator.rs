@@ -97,6 +97,14 @@ struct Slot {
     graph: Option<CallGraph>,
 }
 
+/// A slot whose caches are as a call asks for.
+struct Prepared<'a> {
+    kv: &'a mut KvCache,
+    text: &'a TextCache,
+    shape: &'a mut Option<Shape>,
+    graph: &'a mut Option<CallGraph>,
+}
+
 /// Whether calls that repeat are captured as CUDA graphs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Graphs {
@@ -240,9 +248,9 @@ impl Generator {
     ) -> Result<ChunkOutput, GenerateError> {
         let mut clock = PhaseClock::new();
         let calls_before = self.dit.forwards().so_far()?;
-        self.prepare(index, slot, args, tp)?;
+        let prepared = self.prepare(index, slot, args, tp)?;
         clock.mark("text_keys");
-        let latents = self.run_prepared(slot, args, renoise, tp, &mut clock)?;
+        let latents = self.run_prepared(prepared, args, renoise, tp, &mut clock)?;
         Ok(ChunkOutput {
             latents,
             generator_calls: self.dit.forwards().so_far()?.since(&calls_before)?,
@@ -254,16 +262,13 @@ impl Generator {
     /// The latents of a call, by a graph where it is a repetition.
     fn run_prepared(
         &mut self,
-        slot: &mut Slot,
+        prepared: Prepared,
         args: &ChunkArgs,
         renoise: impl FnOnce() -> Result<Vec<Tensor>, GenerateError>,
         tp: &Tp,
         clock: &mut PhaseClock,
     ) -> Result<Tensor, GenerateError> {
-        let Slot { kv: Some((kv, _)), text: Some(text), shape: last, graph, .. } = slot else {
-            let (expected, found) = ("caches".to_owned(), "none".to_owned());
-            return Err(DitError::Input { what: "slot", expected, found }.into());
-        };
+        let Prepared { kv, text, shape: last, graph } = prepared;
         let shape = self.shape(args, tp);
         let repeats = shape.is_some() && *last == shape;
         *last = shape;
@@ -358,38 +363,50 @@ impl Generator {
     }
 
     /// Brings the slot's caches into the state the call asks for. Where one gets another place, the slot's graph goes.
-    fn prepare(&self, index: usize, slot: &mut Slot, args: &ChunkArgs, tp: &Tp) -> Result<(), GenerateError> {
+    fn prepare<'a>(
+        &self,
+        index: usize,
+        slot: &'a mut Slot,
+        args: &ChunkArgs,
+        tp: &Tp,
+    ) -> Result<Prepared<'a>, GenerateError> {
+        let Slot { kv, prompt, text, shape, graph } = slot;
         let size = latent_size(args.latents_in);
-        match &mut slot.kv {
-            Some((cache, held)) if *held == size => {
+        let cache = match kv.take() {
+            Some((mut cache, held)) if held == size => {
                 if args.init_cache || args.reset_kv_cache {
                     cache.reset();
                 }
+                cache
             }
-            kv => {
-                slot.graph = None;
-                // The old one goes first: two may not fit.
-                *kv = None;
-                *kv = Some((self.dit.new_cache(self.kv_spec(size))?, size));
+            old => {
+                // They go first: two may not fit.
+                drop((graph.take(), old));
+                self.dit.new_cache(self.kv_spec(size))?
             }
-        }
-        if let Some(prompt) = args.conditioning {
+        };
+        if let Some(new) = args.conditioning {
             // A copy: the caller's tensor may be a view of memory that it reuses.
-            slot.prompt = Some(prompt.f_to_device(self.dit.options().1)?.f_detach_copy()?);
+            *prompt = Some(new.f_to_device(self.dit.options().1)?.f_detach_copy()?);
         }
+        let made = || {
+            let prompt = prompt.as_ref().ok_or(GenerateError::NoPrompt { slot: index })?;
+            Ok::<_, GenerateError>(self.dit.text_cache(prompt, tp)?)
+        };
         let stale = args.conditioning.is_some() || args.init_cache || args.reset_crossattn_cache;
-        if slot.text.is_some() && !stale {
-            return Ok(());
-        }
-        let prompt = slot.prompt.as_ref().ok_or(GenerateError::NoPrompt { slot: index })?;
-        match (&mut slot.text, &slot.graph) {
-            (Some(text), Some(_)) => text.overwrite(&self.dit.text_cache(prompt, tp)?)?,
-            (text, _) => {
-                *text = None;
-                *text = Some(self.dit.text_cache(prompt, tp)?);
+        let keys = match (text.take(), &graph) {
+            (Some(keys), _) if !stale => keys,
+            (Some(mut keys), Some(_)) => {
+                keys.overwrite(&made()?)?;
+                keys
             }
-        }
-        Ok(())
+            (old, _) => {
+                drop(old);
+                made()?
+            }
+        };
+        let (kv, _) = kv.insert((cache, size));
+        Ok(Prepared { kv, text: text.insert(keys), shape, graph })
     }
 
     fn kv_spec(&self, (height, width): (i64, i64)) -> KvCacheSpec {

@@ -5,6 +5,7 @@ use std::ffi::{CStr, c_void};
 use std::ptr;
 use std::sync::Arc;
 
+use cudarc::driver::sys::CUstream;
 use cudarc::nccl::sys::{self, ncclDataType_t, ncclRedOp_t, ncclResult_t, ncclUniqueId};
 
 use super::gpu::Stream;
@@ -96,23 +97,10 @@ impl Communicator {
         }
     }
 
-    pub(super) fn all_reduce(&self, elements: &Elements, op: ReduceOp) -> Result<(), CollectiveError> {
-        self.all_reduce_on(self.stream(), elements, op)
-    }
-
-    /// In another stream than the communicator's, which is being captured.
-    pub(super) fn record_all_reduce(
+    /// In `stream`: the communicator's ([`Self::stream`]), or one that is being captured.
+    pub(super) fn all_reduce(
         &self,
-        stream: *mut c_void,
-        elements: &Elements,
-        op: ReduceOp,
-    ) -> Result<(), CollectiveError> {
-        self.all_reduce_on(stream.cast(), elements, op)
-    }
-
-    fn all_reduce_on(
-        &self,
-        stream: sys::cudaStream_t,
+        stream: CUstream,
         elements: &Elements,
         op: ReduceOp,
     ) -> Result<(), CollectiveError> {
@@ -124,14 +112,15 @@ impl Communicator {
         };
         // SAFETY: `numel` elements on the communicator's device, whose tensor the caller holds until the work is done or
         // the communicator aborted; or memory that a graph keeps.
-        let result = unsafe { sys::ncclAllReduce(data, data, numel, dtype, op, self.raw, stream) };
+        let result = unsafe { sys::ncclAllReduce(data, data, numel, dtype, op, self.raw, stream.cast()) };
         started("ncclAllReduce", result, self.raw)
     }
 
     pub(super) fn broadcast(&self, elements: &Elements, root: i32) -> Result<(), CollectiveError> {
         let (data, numel, dtype) = (elements.data.cast(), elements.numel, dtype(elements.dtype));
         // SAFETY: as for `all_reduce`.
-        let result = unsafe { sys::ncclBroadcast(data, data, numel, dtype, root, self.raw, self.stream()) };
+        let result =
+            unsafe { sys::ncclBroadcast(data, data, numel, dtype, root, self.raw, self.stream().cast()) };
         started("ncclBroadcast", result, self.raw)
     }
 
@@ -140,7 +129,7 @@ impl Communicator {
     pub(super) unsafe fn send(&self, from: u64, len: usize, peer: i32) -> Result<(), CollectiveError> {
         let from = from as *const c_void;
         // SAFETY: the caller's promise.
-        let result = unsafe { sys::ncclSend(from, len, BYTES, peer, self.raw, self.stream()) };
+        let result = unsafe { sys::ncclSend(from, len, BYTES, peer, self.raw, self.stream().cast()) };
         started("ncclSend", result, self.raw)
     }
 
@@ -149,12 +138,12 @@ impl Communicator {
     pub(super) unsafe fn receive(&self, to: u64, len: usize, peer: i32) -> Result<(), CollectiveError> {
         let to = to as *mut c_void;
         // SAFETY: the caller's promise.
-        let result = unsafe { sys::ncclRecv(to, len, BYTES, peer, self.raw, self.stream()) };
+        let result = unsafe { sys::ncclRecv(to, len, BYTES, peer, self.raw, self.stream().cast()) };
         started("ncclRecv", result, self.raw)
     }
 
-    fn stream(&self) -> sys::cudaStream_t {
-        self.stream.raw().cast()
+    pub(super) fn stream(&self) -> CUstream {
+        self.stream.raw()
     }
 
     /// Ends what runs, on the device as well, and frees everything. May take long where the device is wedged.

@@ -74,11 +74,7 @@ impl Group {
             // A failed group lets the device go on: that it is done does not say that it did it.
             self.life.with(Communicator::progress).map(|_| ())
         };
-        let result = run();
-        if let Err(error) = &result {
-            self.end(error);
-        }
-        result
+        self.failing(run())
     }
 
     /// `launch` gives NCCL work for a stream that is being captured. Returns when NCCL has put it there; none of it runs.
@@ -94,11 +90,12 @@ impl Group {
             self.life.with(launch)?;
             self.follow(op, deadline, || self.launched())
         };
-        let result = run();
-        if let Err(error) = &result {
-            self.end(error);
-        }
-        result
+        self.failing(run())
+    }
+
+    /// A failure is the group's end.
+    fn failing(&self, result: Result<(), CollectiveError>) -> Result<(), CollectiveError> {
+        result.inspect_err(|error| self.end(error))
     }
 
     /// A call that begins while another one runs has no place in the order: it is the end of the group.

@@ -18,7 +18,7 @@ mod life;
 mod pair;
 mod rendezvous;
 
-use std::sync::{Mutex, TryLockError};
+use std::sync::{Mutex, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
 
 use cudarc::nccl::sys;
@@ -89,12 +89,17 @@ impl Nccl {
         deadline: Instant,
         launch: impl FnOnce(&Communicator, &mut Tensor) -> Result<(), CollectiveError>,
     ) -> Result<(), CollectiveError> {
-        let mut token = match self.token.try_lock() {
-            Ok(token) => token,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => return Err(self.group.overlap(op)),
-        };
+        let mut token = self.alone(op)?;
         self.group.call(op, deadline, |communicator| launch(communicator, &mut token))
+    }
+
+    /// Holds off every other call.
+    fn alone(&self, op: &'static str) -> Result<MutexGuard<'_, Tensor>, CollectiveError> {
+        match self.token.try_lock() {
+            Ok(token) => Ok(token),
+            Err(TryLockError::Poisoned(poisoned)) => Ok(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => Err(self.group.overlap(op)),
+        }
     }
 }
 
@@ -114,7 +119,9 @@ impl Collective for Nccl {
         deadline: Instant,
     ) -> Result<(), CollectiveError> {
         let elements = Elements::of(tensor, self.device)?;
-        self.call("all_reduce", deadline, |communicator, _| communicator.all_reduce(&elements, op))
+        self.call("all_reduce", deadline, |communicator, _| {
+            communicator.all_reduce(communicator.stream(), &elements, op)
+        })
     }
 
     fn broadcast(&self, tensor: &mut Tensor, root: u32, deadline: Instant) -> Result<(), CollectiveError> {
@@ -130,7 +137,8 @@ impl Collective for Nccl {
 
     fn barrier(&self, deadline: Instant) -> Result<(), CollectiveError> {
         self.call("barrier", deadline, |communicator, token| {
-            communicator.all_reduce(&Elements::of(token, self.device)?, ReduceOp::Sum)
+            let elements = Elements::of(token, self.device)?;
+            communicator.all_reduce(communicator.stream(), &elements, ReduceOp::Sum)
         })
     }
 
@@ -147,8 +155,9 @@ impl Collective for Nccl {
         let elements = Elements::of(tensor, self.device)?;
         let stream = torch_extra::current_stream(self.device);
         let stream = stream.map_err(|error| CollectiveError::Io(error.to_string()))?;
+        let _alone = self.alone("all_reduce")?;
         self.group.record("all_reduce", deadline, |communicator| {
-            communicator.record_all_reduce(stream.0, &elements, op)
+            communicator.all_reduce(stream.0.cast(), &elements, op)
         })
     }
 

@@ -1,46 +1,23 @@
 //! All services together.
 
-use std::fs;
 use std::process::Stdio;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::json;
+use system_tests::{leftovers, wait};
 
 use crate::{assert_measured, assert_on_cpu, assert_positive, assert_says, command, line, lines};
 
-/// State and parent of a process.
-fn process(pid: u32) -> Option<(char, u32)> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // After the name, which may hold anything.
-    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
-    Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
-}
-
-fn children(of: u32) -> Vec<u32> {
-    let all =
-        fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    all.filter(|pid| process(*pid).is_some_and(|(_, parent)| parent == of)).collect()
-}
-
-fn until(what: &str, within: Duration, done: impl Fn() -> bool) {
-    let end = Instant::now() + within;
-    while !done() {
-        assert!(Instant::now() < end, "not within {within:?}: {what}");
-        thread::sleep(Duration::from_millis(20));
-    }
-}
-
-#[test]
-fn a_benchmark_that_is_killed_takes_its_services_along() {
+#[tokio::test]
+async fn a_benchmark_that_is_killed_takes_its_services_along() {
     let mut bench = command("chunk --chunks 100000").stdout(Stdio::null()).spawn().unwrap();
     // The broker, the gateway, stage0 and the leader.
-    until("its services", Duration::from_secs(60), || children(bench.id()).len() >= 4);
-    let services = children(bench.id());
+    let all = || async { Some(leftovers::children(bench.id())).filter(|services| services.len() >= 4) };
+    let services = wait::until("its services", Duration::from_secs(60), all).await;
     bench.kill().unwrap();
     bench.wait().unwrap();
-    let gone = |pid: &u32| process(*pid).is_none_or(|(state, _)| state == 'Z');
-    until("the end of its services", Duration::from_secs(5), || services.iter().all(gone));
+    let gone = || async { (!services.iter().any(|pid| leftovers::lives(*pid))).then_some(()) };
+    wait::until("the end of its services", Duration::from_secs(5), gone).await;
 }
 
 #[test]
