@@ -1,7 +1,8 @@
 //! What can be seen in a clip: colour, shape, motion and background, read off the pixels by matched templates.
 //!
-//! Backgrounds are compared whole. What differs from the best of them is the object; its outline, where pixels are half way from the
-//! background to its colour, is brought to unit area and compared with all shapes at all angles, sharp and rounded; its path, area and angle over time tell the motion.
+//! Backgrounds are compared whole. What differs from the best of them is the object; its outline, where pixels are half way
+//! from the background to its colour, is brought to unit area and compared with all shapes at all angles, sharp and rounded;
+//! its path, area and angle over time tell the motion.
 
 use std::fmt;
 
