@@ -6,6 +6,8 @@ use tch::{Device, Tensor};
 
 mod chacha;
 mod files;
+mod runs;
+mod staging;
 mod synthetic;
 
 pub use files::SafetensorsSource;
@@ -123,18 +125,4 @@ fn check_range(name: &str, shape: &[i64], dim: usize, start: i64, len: i64) -> R
         return Ok(());
     }
     Err(WeightsError::Range { name: name.to_owned(), shape: shape.to_vec(), dim, start, len })
-}
-
-/// Index runs of a slice in row-major order: `(runs, stride between them, offset of the first, length of each)`,
-/// counted in elements.
-fn runs(shape: &[i64], dim: usize, start: i64, len: i64) -> (usize, usize, usize, usize) {
-    let product = |sizes: &[i64]| sizes.iter().product::<i64>();
-    let inner = product(&shape[dim + 1..]);
-    let as_index = |value: i64| usize::try_from(value).unwrap_or(0);
-    (
-        as_index(product(&shape[..dim])),
-        as_index(shape[dim] * inner),
-        as_index(start * inner),
-        as_index(len * inner),
-    )
 }

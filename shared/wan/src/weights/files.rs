@@ -7,8 +7,10 @@ use std::path::{Path, PathBuf};
 use memmap2::Mmap;
 use safetensors::tensor::{Dtype, Metadata, SafeTensors};
 use sha2::{Digest, Sha256};
-use tch::{Device, Kind, TchError, Tensor};
+use tch::{Device, Kind, Tensor};
 
+use super::runs::Runs;
+use super::staging::Staging;
 use super::{TensorSource, WeightsError, check_range};
 
 /// Bytes that the fingerprint takes of each sample, and how many samples it takes of a file.
@@ -43,7 +45,7 @@ pub struct SafetensorsSource {
     /// Which file holds a name.
     index: HashMap<String, usize>,
     fingerprint: String,
-    device: Device,
+    staging: Staging,
 }
 
 impl SafetensorsSource {
@@ -78,13 +80,19 @@ impl SafetensorsSource {
             }
         }
         let fingerprint = fingerprint(&files);
-        Ok(Self { name: path.display().to_string(), files, index, fingerprint, device: Device::Cpu })
+        Ok(Self {
+            name: path.display().to_string(),
+            files,
+            index,
+            fingerprint,
+            staging: Staging::to(Device::Cpu),
+        })
     }
 
-    /// The same files, whose tensors come back on `device`, each by one copy out of the map.
+    /// The same files, whose tensors come back on `device`.
     #[must_use]
     pub fn on(self, device: Device) -> Self {
-        Self { device, ..self }
+        Self { staging: Staging::to(device), ..self }
     }
 
     /// Every name in the source, in no particular order.
@@ -128,7 +136,8 @@ fn fingerprint(files: &[MappedFile]) -> String {
 
 impl TensorSource for SafetensorsSource {
     fn get(&self, name: &str, shape: &[i64]) -> Result<Tensor, WeightsError> {
-        self.copy(name, shape, Ok)
+        let elements = shape.iter().map(|size| size.unsigned_abs() as usize).product();
+        self.copy(name, shape, Runs::whole(elements), shape)
     }
 
     fn narrow(
@@ -140,7 +149,9 @@ impl TensorSource for SafetensorsSource {
         len: i64,
     ) -> Result<Tensor, WeightsError> {
         check_range(name, shape, dim, start, len)?;
-        self.copy(name, shape, |whole| whole.f_narrow(dim as i64, start, len))
+        let mut sliced = shape.to_vec();
+        sliced[dim] = len;
+        self.copy(name, shape, Runs::of(shape, dim, start, len), &sliced)
     }
 
     fn fingerprint(&self) -> &str {
@@ -149,36 +160,19 @@ impl TensorSource for SafetensorsSource {
 }
 
 impl SafetensorsSource {
-    /// What `part` takes of the tensor `name`, copied to the device. Only its pages of the file are read.
-    fn copy(
-        &self,
-        name: &str,
-        shape: &[i64],
-        part: impl FnOnce(Tensor) -> Result<Tensor, TchError>,
-    ) -> Result<Tensor, WeightsError> {
+    /// The slice `runs`, in elements, of the tensor `name`, whose own shape is `sliced`, on the device. Only its pages of the
+    /// file are read.
+    fn copy(&self, name: &str, shape: &[i64], runs: Runs, sliced: &[i64]) -> Result<Tensor, WeightsError> {
         let (dtype, found, bytes) = self.find(name)?;
         let kind = self.checked_kind(name, dtype, shape, found)?;
-        let torch = |e: TchError| WeightsError::Torch { name: name.to_owned(), what: e.to_string() };
+        let failed = |what: String| WeightsError::Torch { name: name.to_owned(), what };
         let elements = shape.iter().map(|size| size.unsigned_abs() as usize).product::<usize>();
         if bytes.len() != elements * kind.elt_size_in_bytes() {
-            let what = format!("{} bytes for {elements} values of {kind:?}", bytes.len());
-            return Err(WeightsError::Torch { name: name.to_owned(), what });
+            return Err(failed(format!("{} bytes for {elements} values of {kind:?}", bytes.len())));
         }
-        let mut strides = vec![1; shape.len()];
-        for i in (1..shape.len()).rev() {
-            strides[i - 1] = strides[i] * shape[i];
-        }
-        let aligned = bytes.as_ptr().align_offset(kind.elt_size_in_bytes()) == 0;
-        let view = if aligned {
-            // SAFETY: the map holds so many bytes of this layout, just checked, and outlives the view, which ends in
-            // this function. Nothing writes through it: what is returned is a copy, on a CPU too.
-            unsafe { Tensor::f_from_blob(bytes.as_ptr(), shape, &strides, kind, Device::Cpu) }
-        } else {
-            // The format does not promise that values lie where a processor likes them.
-            Tensor::f_from_data_size(bytes, shape, kind)
-        };
-        let view = view.and_then(part).map_err(torch)?;
-        view.f_internal_to_copy((kind, self.device), false).map_err(torch)
+        let copied = self.staging.copy(bytes, runs.in_bytes(kind.elt_size_in_bytes()));
+        let copied = copied.map_err(|e| failed(e.to_string()))?;
+        copied.f_view_dtype(kind).and_then(|values| values.f_view(sliced)).map_err(|e| failed(e.to_string()))
     }
 
     fn checked_kind(

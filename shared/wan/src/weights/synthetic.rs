@@ -5,7 +5,8 @@ use rand_chacha::ChaCha8Rng;
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, TchError, Tensor};
 
-use super::{TensorSource, WeightsError, chacha, check_range, runs};
+use super::runs::Runs;
+use super::{TensorSource, WeightsError, chacha, check_range};
 
 /// Elements that are made at a time on a device: their stream takes about 300 MB meanwhile.
 const BATCH: usize = 1 << 24;
@@ -98,7 +99,7 @@ const SQRT_3: f64 = 1.732_050_807_568_877_2;
 fn on_device(
     key: [u8; 32],
     law: Law,
-    (count, stride, offset, run): (usize, usize, usize, usize),
+    Runs { count, stride, offset, length: run }: Runs,
     device: Device,
 ) -> Result<Tensor, TchError> {
     // One long row is cut into pieces, short rows are taken together.
@@ -145,7 +146,7 @@ impl TensorSource for SyntheticSource {
     ) -> Result<Tensor, WeightsError> {
         check_range(name, shape, dim, start, len)?;
         let (law, key) = (Law::of(name, shape), self.key(name));
-        let slice @ (count, stride, offset, run) = runs(shape, dim, start, len);
+        let slice @ Runs { count, stride, offset, length: run } = Runs::of(shape, dim, start, len);
         let mut sliced = shape.to_vec();
         sliced[dim] = len;
         let values = if self.device == Device::Cpu {
@@ -191,7 +192,7 @@ mod tests {
             for dim in 0..shape.len() {
                 for (start, len) in [(0, shape[dim]), (shape[dim] / 2, shape[dim] - shape[dim] / 2)] {
                     let expected = source.narrow(name, &shape, dim, start, len).unwrap();
-                    let made = on_device(key, law, runs(&shape, dim, start, len), Device::Cpu).unwrap();
+                    let made = on_device(key, law, Runs::of(&shape, dim, start, len), Device::Cpu).unwrap();
                     assert!(
                         made.flatten(0, -1).equal(&expected.flatten(0, -1)),
                         "{name} {dim} {start} {len}"
@@ -206,11 +207,11 @@ mod tests {
         let source = SyntheticSource::new(9);
         let (name, shape) = ("long.weight", [3, 6_000_001]);
         let (law, key) = (Law::of(name, &shape), source.key(name));
-        let made = on_device(key, law, runs(&shape, 0, 0, 3), Device::Cpu).unwrap();
+        let made = on_device(key, law, Runs::of(&shape, 0, 0, 3), Device::Cpu).unwrap();
         let whole = source.get(name, &shape).unwrap();
         assert!(made.view([3, -1]).equal(&whole));
         // A column slice whose rows are taken two at a time.
-        let slice = on_device(key, law, runs(&shape, 1, 5_999_990, 11), Device::Cpu).unwrap();
+        let slice = on_device(key, law, Runs::of(&shape, 1, 5_999_990, 11), Device::Cpu).unwrap();
         assert!(slice.equal(&whole.narrow(1, 5_999_990, 11)));
     }
 
