@@ -295,7 +295,7 @@ impl Generator {
         clock.mark("denoise");
         if self.config.family.has_clean_pass() {
             let timesteps = vec![0.0; steps.frames];
-            let _ = self.dit.forward(&latents, &timesteps, steps.unbiased, kv, text, tp)?;
+            self.dit.fill_cache(&latents, &timesteps, steps.unbiased, kv, text, tp)?;
             clock.mark("clean_pass");
         }
         Ok(latents)
@@ -325,8 +325,7 @@ impl Generator {
     ) -> Result<(), GenerateError> {
         let timesteps = vec![0.0; to_len(context.size()[1])];
         let attend = Attend::Recompute { block_frames: self.config.num_frame_per_block };
-        let _ = self.dit.forward(context, &timesteps, attend, kv, text, tp)?;
-        Ok(())
+        Ok(self.dit.fill_cache(context, &timesteps, attend, kv, text, tp)?)
     }
 
     /// Clean latents as step `i` predicts them from noisy ones.

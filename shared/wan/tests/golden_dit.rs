@@ -101,6 +101,35 @@ fn golden_block_causal_recompute_and_the_next_block() {
 }
 
 #[test]
+fn a_pass_for_the_cache_alone_leaves_the_same_keys_and_values_and_counts() {
+    let config = dit_config();
+    let mut dit = dit(Shard::WHOLE);
+    let [_, ph, pw] = config.patch_size;
+    let frames = |seed| support::noise(seed, &[1, 2, config.in_dim, 4 * ph, 4 * pw]);
+    let (context, next) = (frames(1), frames(2));
+    let prompt = support::noise(3, &[1, config.text_len, config.text_dim]);
+    let passes = [
+        (&context, Attend::Recompute { block_frames: 1 }),
+        (&next, Attend::Cached { start_frame: 2, bias: 1.0, block_frames: 2 }),
+    ];
+    let [mut whole, mut filled] = [(); 2].map(|()| dit.new_cache(spec(4 * 16)).unwrap());
+    solo(|tp| {
+        let text = dit.text_cache(&prompt, tp).unwrap();
+        for (n, (x, attend)) in (1..).zip(passes) {
+            dit.forward(x, &[0.0; 2], attend, &mut whole, &text, tp).unwrap();
+            dit.fill_cache(x, &[0.0; 2], attend, &mut filled, &text, tp).unwrap();
+            assert_eq!(dit.forwards().read().unwrap(), 2 * n);
+            assert_eq!((filled.local_end(), filled.global_end()), (whole.local_end(), whole.global_end()));
+            for layer in 0..dit.blocks().len() {
+                let ((k, v), (filled_k, filled_v)) =
+                    (whole.held(layer).unwrap(), filled.held(layer).unwrap());
+                assert!(k.equal(&filled_k) && v.equal(&filled_v), "layer {layer} of pass {n}");
+            }
+        }
+    });
+}
+
+#[test]
 fn different_timesteps_for_each_frame_take_their_own_rows() {
     let config = dit_config();
     let mut dit = dit(Shard::WHOLE);

@@ -39,21 +39,20 @@ pub(crate) fn measure(
     let grid = [latents[1], latents[3] / ph, latents[4] / pw];
     let layer = Layer { config, options, ops, world: i64::from(world), grid };
     let family = config.family;
-    let windows = config.default_steps.len() as f64 + f64::from(u8::from(family.has_clean_pass()));
-    let own = f64::from(u8::from(family.recomputes()));
     let (layers, tokens) = (config.dit.num_layers as f64, layer.tokens());
+    // A pass for the cache alone ends in its last layer, of which the little that it does is left out.
+    let (steps, filled) = (layers * config.default_steps.len() as f64, layers - 1.0);
+    let (own, windows) = if family.recomputes() { (filled, steps) } else { (0.0, steps + filled) };
     let window = tokens / grid[0] * config.local_attn_size;
     let attention = windows * layer.attention(window)?
         + own * layer.attention(tokens)?
         + (windows + own) * layer.attention(config.dit.text_len)?;
     let products = (windows + own) * layer.products()?;
     let elementwise = match ops.fused() {
-        Some(fused) => Some(layers * (windows + own) * layer.elementwise(fused)?),
+        Some(fused) => Some((windows + own) * layer.elementwise(fused)?),
         None => None,
     };
-    Ok(json!({
-        "attention": layers * attention, "products": layers * products, "elementwise": elementwise,
-    }))
+    Ok(json!({"attention": attention, "products": products, "elementwise": elementwise}))
 }
 
 impl Layer<'_> {

@@ -26,10 +26,14 @@ impl Work {
         let products = 2.0 * tokens * (6.0 * dim * dim + 2.0 * dim * ffn);
         let attention = |keys: f64| 4.0 * tokens * dim * (keys + text);
         let passes = |yes: bool| f64::from(u8::from(yes));
+        // Of the last layer, a pass for the cache alone needs q, k and v.
+        let unneeded = products - 2.0 * tokens * 3.0 * dim * dim;
         Self {
-            products: layers * products * (steps + passes(recompute) + passes(commit)),
-            attention: layers
-                * (attention(window) * (steps + passes(commit)) + attention(tokens) * passes(recompute)),
+            products: (layers * steps * products)
+                + (layers * products - unneeded) * (passes(recompute) + passes(commit)),
+            attention: layers * steps * attention(window)
+                + (layers - 1.0)
+                    * (attention(window) * passes(commit) + attention(tokens) * passes(recompute)),
         }
     }
 }
@@ -45,10 +49,11 @@ mod tests {
         let recompute = ModelConfig::named("tiny").unwrap();
         let commit = ModelConfig { family: Family::SelfForcing { sink_size: 1 }, ..recompute.clone() };
         let [recompute, commit] = [recompute, commit].map(|config| Work::of_chunk(&config, (128, 128)));
-        // Five passes of four layers: 192 tokens, width 128, feed-forward 512.
-        let products = 5.0 * 4.0 * 2.0 * 192.0 * (6.0 * 128.0 * 128.0 + 2.0 * 128.0 * 512.0);
+        // Four passes of four layers and one of three: 192 tokens, width 128, feed-forward 512; and q, k and v once more.
+        let layer = 2.0 * 192.0 * (6.0 * 128.0 * 128.0 + 2.0 * 128.0 * 512.0);
+        let products = 19.0 * layer + 2.0 * 192.0 * 3.0 * 128.0 * 128.0;
         assert_eq!((recompute.products, commit.products), (products, products));
         // Its own 192 tokens and 192 of the past, and 64 of the text.
-        assert_eq!(commit.attention - recompute.attention, 4.0 * 4.0 * 192.0 * 128.0 * 192.0);
+        assert_eq!(commit.attention - recompute.attention, 3.0 * 4.0 * 192.0 * 128.0 * 192.0);
     }
 }

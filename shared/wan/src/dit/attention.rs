@@ -78,10 +78,36 @@ impl SelfAttention {
         cache: &mut KvCache,
         tp: &Tp,
     ) -> Result<Tensor, DitError> {
+        let (q, slot) = self.project(x, pass, cache, tp)?;
+        self.o.forward(&self.ops.attend(&q, &slot.keys, &slot.values, pass.mask)?, tp)
+    }
+
+    /// Stores the keys and values of [`Self::forward`], and no more.
+    ///
+    /// # Errors
+    /// As for [`Self::forward`].
+    pub fn fill_cache(
+        &self,
+        x: &Tensor,
+        pass: &SelfAttentionPass,
+        cache: &mut KvCache,
+        tp: &Tp,
+    ) -> Result<(), DitError> {
+        self.project(x, pass, cache, tp).map(drop)
+    }
+
+    /// Queries `[1, n, heads, d]` of `x`, and the slot with its keys and values in it.
+    fn project(
+        &self,
+        x: &Tensor,
+        pass: &SelfAttentionPass,
+        cache: &mut KvCache,
+        tp: &Tp,
+    ) -> Result<(Tensor, KvSlot), DitError> {
         let qkv = self.qkv.forward(x)?;
         let mut slot = cache.open(self.layer, pass.plan)?;
         let q = self.place(&qkv, pass.rotations, &mut slot, tp)?;
-        self.o.forward(&self.ops.attend(&q, &slot.keys, &slot.values, pass.mask)?, tp)
+        Ok((q, slot))
     }
 
     /// Queries `[1, n, heads, d]` of projected tokens `[1, n, 3 * heads * d]`; keys and values go into the slot. Queries

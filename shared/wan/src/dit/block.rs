@@ -110,6 +110,21 @@ impl Block {
         Ok(x.add(attended.f_view(size.as_slice())?, Some(&time.gate))?)
     }
 
+    /// The beginning of [`Self::forward`]: leaves the block's keys and values in the cache, and `x` as it was.
+    ///
+    /// # Errors
+    /// As for [`Self::forward`].
+    pub fn fill_cache(
+        &self,
+        x: &mut Residual,
+        time: &Modulations,
+        pass: &SelfAttentionPass,
+        cache: &mut KvCache,
+        tp: &Tp,
+    ) -> Result<(), DitError> {
+        self.self_attn.fill_cache(&sequence(&x.norm(self.modulated(&time.attention))?)?, pass, cache, tp)
+    }
+
     /// The second third of [`Self::forward`].
     ///
     /// # Errors

@@ -4,7 +4,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::attention::SelfAttentionPass;
 use super::block::Block;
-use super::cache::{KvCache, KvCacheSpec, TextCache};
+use super::cache::{KvCache, KvCacheSpec, KvPlan, TextCache};
 use super::count::ForwardCount;
 use super::embed::{Embeddings, Head};
 use super::load::{Loader, Shard};
@@ -38,6 +38,23 @@ pub struct CausalDit {
     rope: Rope,
     times: Times,
     forwards: ForwardCount,
+}
+
+/// What a pass is, before its tokens.
+struct Pass<'a> {
+    /// One for all frames, or one for each.
+    timesteps: &'a [f64],
+    rows: i64,
+    columns: i64,
+    rotations: Tensor,
+    plan: KvPlan,
+    mask: Option<Mask>,
+}
+
+impl Pass<'_> {
+    fn attention(&self) -> SelfAttentionPass<'_> {
+        SelfAttentionPass { rotations: &self.rotations, plan: &self.plan, mask: self.mask.as_ref() }
+    }
 }
 
 impl CausalDit {
@@ -181,6 +198,54 @@ impl CausalDit {
         tp: &Tp,
     ) -> Result<Tensor, DitError> {
         let _guard = tch::no_grad_guard();
+        let pass = self.begin(latents, timesteps, attend, cache)?;
+        let mut x = Residual::new(self.embeddings.patches(latents)?, &self.ops);
+        let time = self.times.get(&self.embeddings, &self.blocks, pass.timesteps)?;
+        for ((block, time), text) in self.blocks.iter().zip(&time.blocks).zip(&text.layers) {
+            block.forward(&mut x, time, text, &pass.attention(), cache, tp)?;
+        }
+        let flow = self.head.forward(x.tensor()?, &time.e, pass.rows, pass.columns)?;
+        cache.commit(&pass.plan);
+        self.forwards.add_one()?;
+        Ok(flow)
+    }
+
+    /// As [`Self::forward`], for what it leaves in the cache alone: the last block stops at its keys and values.
+    ///
+    /// # Errors
+    /// As for [`Self::forward`].
+    pub fn fill_cache(
+        &mut self,
+        latents: &Tensor,
+        timesteps: &[f64],
+        attend: Attend,
+        cache: &mut KvCache,
+        text: &TextCache,
+        tp: &Tp,
+    ) -> Result<(), DitError> {
+        let _guard = tch::no_grad_guard();
+        let pass = self.begin(latents, timesteps, attend, cache)?;
+        let mut x = Residual::new(self.embeddings.patches(latents)?, &self.ops);
+        let time = self.times.get(&self.embeddings, &self.blocks, pass.timesteps)?;
+        let mut blocks = self.blocks.iter().zip(&time.blocks).zip(&text.layers);
+        let last = blocks.next_back();
+        for ((block, time), text) in blocks {
+            block.forward(&mut x, time, text, &pass.attention(), cache, tp)?;
+        }
+        if let Some(((block, time), _)) = last {
+            block.fill_cache(&mut x, time, &pass.attention(), cache, tp)?;
+        }
+        cache.commit(&pass.plan);
+        Ok(self.forwards.add_one()?)
+    }
+
+    fn begin<'a>(
+        &mut self,
+        latents: &Tensor,
+        timesteps: &'a [f64],
+        attend: Attend,
+        cache: &mut KvCache,
+    ) -> Result<Pass<'a>, DitError> {
         let [frames, rows, columns] = self.grid(latents, timesteps)?;
         let per_frame = rows * columns;
         let tokens = frames * per_frame;
@@ -198,19 +263,10 @@ impl CausalDit {
             }
         };
         let rotations = self.rope.rotations(start_frame, frames, rows, columns)?;
-        let pass = SelfAttentionPass { rotations: &rotations, plan: &plan, mask: mask.as_ref() };
-        let mut x = Residual::new(self.embeddings.patches(latents)?, &self.ops);
         // Streaming gives all frames the same timestep: one row then serves them all.
         let shared = timesteps.windows(2).all(|pair| pair[0].to_bits() == pair[1].to_bits());
         let timesteps = if shared { &timesteps[..1] } else { timesteps };
-        let time = self.times.get(&self.embeddings, &self.blocks, timesteps)?;
-        for ((block, time), text) in self.blocks.iter().zip(&time.blocks).zip(&text.layers) {
-            block.forward(&mut x, time, text, &pass, cache, tp)?;
-        }
-        let flow = self.head.forward(x.tensor()?, &time.e, rows, columns)?;
-        cache.commit(&plan);
-        self.forwards.add_one()?;
-        Ok(flow)
+        Ok(Pass { timesteps, rows, columns, rotations, plan, mask })
     }
 
     /// The non-causal model: flow `[1, C, F, H, W]` of `x` of that shape, one timestep for all frames, full attention.
