@@ -116,7 +116,7 @@ fn a_pass_for_the_cache_alone_leaves_the_same_keys_and_values_and_counts() {
     solo(|tp| {
         let text = dit.text_cache(&prompt, tp).unwrap();
         for (n, (x, attend)) in (1..).zip(passes) {
-            dit.forward(x, &[0.0; 2], attend, &mut whole, &text, tp).unwrap();
+            let _flow = dit.forward(x, &[0.0; 2], attend, &mut whole, &text, tp).unwrap();
             dit.fill_cache(x, &[0.0; 2], attend, &mut filled, &text, tp).unwrap();
             assert_eq!(dit.forwards().read().unwrap(), 2 * n);
             assert_eq!((filled.local_end(), filled.global_end()), (whole.local_end(), whole.global_end()));

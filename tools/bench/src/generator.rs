@@ -19,7 +19,7 @@ use crate::options::{self, ModelOptions, PrecisionOption, SizeOptions, Subject, 
 use crate::ranks::{self, GroupOptions, Member};
 use crate::statistics::Summary;
 use crate::work::Work;
-use crate::{line, machine, parts};
+use crate::{line, machine, parts, power};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
@@ -102,14 +102,17 @@ fn measure(options: &Options, subject: &Subject, member: &Member) -> Result<Valu
         stream.chunk()?;
     }
     let (mut times, mut phases, mut forwards) = (Vec::new(), BTreeMap::<_, Vec<f64>>::new(), 0);
-    for _ in 0..options.chunks {
-        let (ms, output) = machine::ms(device, || stream.chunk())?;
-        times.push(ms);
-        for (phase, took) in output.timings {
-            phases.entry(phase.to_owned()).or_default().push(took.as_secs_f64() * 1e3);
+    let ((), power) = power::during(device, || {
+        for _ in 0..options.chunks {
+            let (ms, output) = machine::ms(device, || stream.chunk())?;
+            times.push(ms);
+            for (phase, took) in output.timings {
+                phases.entry(phase.to_owned()).or_default().push(took.as_secs_f64() * 1e3);
+            }
+            forwards = output.generator_calls.read()?;
         }
-        forwards = output.generator_calls.read()?;
-    }
+        Ok(())
+    })?;
     if !member.is_first() {
         return Ok(Value::Null);
     }
@@ -130,6 +133,7 @@ fn measure(options: &Options, subject: &Subject, member: &Member) -> Result<Valu
             "world_size": world, "ranks_share_a_gpu": options.group.share_gpu,
             "graphs": graphs(&stream.generator), "bias": options.bias, "chunks": options.chunks, "warm_up_chunks_excluded": options.warm_up,
             "forwards": forwards, "load_s": load / 1e3, "chunk_ms": chunk.json(), "host_phases_ms": phases, "parts_ms": parts,
+            "power": power,
         }),
         shares(config, subject.size, world, chunk.median, ceiling),
         memory,
@@ -154,8 +158,10 @@ fn shares(config: &ModelConfig, size: (u32, u32), world: u32, chunk_ms: f64, cei
     let least_ms = (work.products / ceiling.gemm + work.attention / ceiling.attention) / ranks / 1e9;
     json!({
         "model_tflop": flops / 1e12, "tflop_per_s": rate,
-        "gemm_tflop_per_s": ceiling.gemm, "attention_tflop_per_s": ceiling.attention,
-        "share_of_gemm": rate / ceiling.gemm, "ceiling_ms": least_ms, "share_of_ceiling": least_ms / chunk_ms,
+        "gemm_tflop_per_s": ceiling.gemm, "gemm_sustained_tflop_per_s": ceiling.gemm_sustained,
+        "attention_tflop_per_s": ceiling.attention,
+        "share_of_gemm": rate / ceiling.gemm, "share_of_gemm_sustained": ceiling.gemm_sustained.map(|gemm| rate / gemm),
+        "ceiling_ms": least_ms, "share_of_ceiling": least_ms / chunk_ms,
     })
 }
 

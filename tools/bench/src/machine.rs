@@ -9,6 +9,7 @@ use cudarc::driver::CudaContext;
 use serde_json::{Value, json};
 use system_tests::leftovers;
 use tch::Device;
+use uuid::Uuid;
 
 /// Waits until the device has done all it was given.
 fn finish(device: Device) {
@@ -55,6 +56,13 @@ fn cpu() -> Option<String> {
 /// The context that libtorch uses on the device.
 fn context(index: usize) -> Result<Arc<CudaContext>> {
     CudaContext::new(index).map_err(|error| anyhow::anyhow!("cuda:{index}: {error:?}"))
+}
+
+/// The name that the driver's other libraries know a device by, whatever index it has here.
+pub(crate) fn uuid(index: usize) -> Result<String> {
+    let uuid = context(index)?.uuid().map_err(|error| anyhow::anyhow!("cuda:{index}: {error:?}"))?;
+    let bytes = uuid.bytes.map(|byte| byte as u8);
+    Ok(format!("GPU-{}", Uuid::from_bytes(bytes)))
 }
 
 /// MiB of the device that are in use, by this process and others. libtorch keeps what it had, so at the end of a run it

@@ -14,6 +14,7 @@ mod link;
 mod machine;
 mod options;
 mod parts;
+mod power;
 mod ranks;
 mod statistics;
 mod text;
