@@ -269,7 +269,7 @@ impl Generator {
         clock: &mut PhaseClock,
     ) -> Result<Tensor, GenerateError> {
         let Prepared { kv, text, shape: last, graph } = prepared;
-        let shape = self.shape(args, tp);
+        let shape = self.shape(args, kv, tp);
         let repeats = shape.is_some() && *last == shape;
         *last = shape;
         if !repeats {
@@ -279,7 +279,7 @@ impl Generator {
             clock.mark("capture");
         }
         if let Some(graph) = graph {
-            return graph.run(args, renoise, kv, tp, clock);
+            return graph.run(&mut self.dit, args, renoise, kv, tp, clock);
         }
         let steps = self.steps(args);
         let latents = args.latents_in.f_to_device(self.dit.options().1)?.f_to_kind(Kind::Float)?;
@@ -293,9 +293,7 @@ impl Generator {
         let renoise = renoise()?.iter().map(placed).collect::<Result<Vec<_>, _>>()?;
         let latents = self.other_steps(&steps, clean, &renoise, kv, text, tp)?;
         clock.mark("denoise");
-        if self.config.family.has_clean_pass() {
-            let timesteps = vec![0.0; steps.frames];
-            self.dit.fill_cache(&latents, &timesteps, steps.unbiased, kv, text, tp)?;
+        if self.commit(&steps, &latents, kv, text, tp)? {
             clock.mark("clean_pass");
         }
         Ok(latents)
@@ -326,6 +324,23 @@ impl Generator {
         let timesteps = vec![0.0; to_len(context.size()[1])];
         let attend = Attend::Recompute { block_frames: self.config.num_frame_per_block };
         Ok(self.dit.fill_cache(context, &timesteps, attend, kv, text, tp)?)
+    }
+
+    /// Stores the keys of the clean result, where the family does that.
+    fn commit(
+        &mut self,
+        steps: &Steps,
+        latents: &Tensor,
+        kv: &mut KvCache,
+        text: &TextCache,
+        tp: &Tp,
+    ) -> Result<bool, GenerateError> {
+        let commits = self.config.family.has_clean_pass();
+        if commits {
+            let timesteps = vec![0.0; steps.frames];
+            self.dit.fill_cache(latents, &timesteps, steps.unbiased, kv, text, tp)?;
+        }
+        Ok(commits)
     }
 
     /// Clean latents as step `i` predicts them from noisy ones.

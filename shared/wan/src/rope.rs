@@ -54,6 +54,11 @@ impl Rope {
         Ok(made)
     }
 
+    /// Keeps none any more.
+    pub(crate) fn forget(&mut self) {
+        self.kept.clear();
+    }
+
     fn make(&self, grid: Grid) -> Result<Tensor, TchError> {
         let spatial = self.pairs / 3;
         let temporal = self.pairs - 2 * spatial;

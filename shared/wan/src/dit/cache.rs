@@ -41,6 +41,11 @@ impl KvPlan {
     pub fn keys(&self) -> i64 {
         self.local_end - self.attend_from
     }
+
+    /// The same for all passes that have the same places in the cache, wherever in the stream they are.
+    pub(crate) fn in_any_stream(self) -> Self {
+        Self { global_end: 0, ..self }
+    }
 }
 
 /// Views of one layer's keys and values for one pass.
@@ -222,6 +227,23 @@ mod tests {
         slot.fill(&k, &k).unwrap();
         cache.commit(&plan);
         Vec::try_from(slot.keys.select(3, 0).flatten(0, -1)).unwrap()
+    }
+
+    #[test]
+    fn once_the_window_is_full_every_chunk_has_the_same_places() {
+        for sink in [0, 2] {
+            let mut cache = cache(true, sink);
+            let plans: Vec<KvPlan> = (0..5)
+                .map(|chunk| {
+                    let plan = cache.plan(3 * chunk, 3).unwrap();
+                    cache.commit(&plan);
+                    plan
+                })
+                .collect();
+            let places: Vec<KvPlan> = plans.iter().cloned().map(KvPlan::in_any_stream).collect();
+            assert!(places[1] != places[2] && places[2] == places[3] && places[3] == places[4], "{places:?}");
+            assert_ne!(plans[3], plans[4]);
+        }
     }
 
     #[test]

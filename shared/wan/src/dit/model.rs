@@ -1,6 +1,6 @@
 //! The whole transformer on one rank.
 
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
 use super::attention::SelfAttentionPass;
 use super::block::Block;
@@ -122,26 +122,32 @@ impl CausalDit {
         &self.forwards
     }
 
-    /// Makes what all passes over these grids (first rotary frame, frames) and with these timesteps have in common, and hands
-    /// it out: as long as it is held, such a pass finds it where it is.
+    /// Makes what all passes with these timesteps have in common, and hands it out: as long as it is held, such a pass finds it
+    /// where it is.
     ///
     /// # Errors
     /// The device has no memory for it.
-    pub(crate) fn shared(
-        &mut self,
-        grids: &[(i64, i64)],
-        (rows, columns): (i64, i64),
-        timesteps: &[f64],
-    ) -> Result<Vec<Tensor>, DitError> {
+    pub(crate) fn shared(&mut self, timesteps: &[f64]) -> Result<Vec<Tensor>, DitError> {
         let _guard = tch::no_grad_guard();
         let mut held = Vec::new();
-        for (start_frame, frames) in grids {
-            held.push(self.rope.rotations(*start_frame, *frames, rows, columns)?);
-        }
         for timestep in timesteps {
             held.extend(self.times.get(&self.embeddings, &self.blocks, &[*timestep])?.tensors());
         }
         Ok(held)
+    }
+
+    /// Rotations of a grid's tokens (frames, rows, columns), as a pass over it finds them until they are forgotten.
+    ///
+    /// # Errors
+    /// The device has no memory for them.
+    pub(crate) fn rotations(&mut self, start_frame: i64, grid: (i64, i64, i64)) -> Result<Tensor, TchError> {
+        let _guard = tch::no_grad_guard();
+        self.rope.rotations(start_frame, grid.0, grid.1, grid.2)
+    }
+
+    /// Those that were handed out are from here on nobody else's.
+    pub(crate) fn forget_rotations(&mut self) {
+        self.rope.forget();
     }
 
     /// An empty KV cache for this rank's heads.

@@ -1,10 +1,11 @@
 //! Calls as CUDA graphs: what the host prepares for the device in one call, thousands of launches and the collectives between
 //! them, is captured once and launched as a whole by the calls after it.
 //!
-//! A call can be a graph when all that it does follows from its [`Shape`]: so it is where the KV cache is made anew by each call,
-//! as Krea does. Where a stream rolls on (Self-Forcing), places and rotations change with every chunk. The second call of
-//! one shape captures; what changes from call to call is copied to places that the graph reads. There are two graphs, with
-//! the copy of the other steps' noise between them: the host draws it while the device works on the first.
+//! A call can be a graph when all that it does follows from its [`Shape`], but for what is copied to places that the graph
+//! reads: so it is where the KV cache is made anew by each call, as Krea does, and where a stream rolls on (Self-Forcing) once
+//! its window is full, for then each chunk moves the cache alike and only the rotations are others. The second call of one
+//! shape captures. There are two graphs, with the copy of the other steps' noise between them: the host draws it while the
+//! device works on the first.
 
 use std::ptr;
 
@@ -14,17 +15,24 @@ use tch::{Kind, Tensor};
 use torch_extra::{Capture, Pool};
 
 use super::{ChunkArgs, GenerateError, Generator, Graphs, PhaseClock};
-use crate::dit::{DitError, KvCache, TextCache, Tp};
+use crate::dit::{CausalDit, DitError, KvCache, KvPlan, TextCache, Tp};
 
 /// What a call's work follows from, but for the values of its tensors.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Shape {
     latents: Vec<i64>,
-    context: Vec<i64>,
-    /// In the KV cache and the rotary embedding.
-    start_frame: i64,
+    history: History,
     steps: Vec<u32>,
     bias: f64,
+}
+
+/// What a call finds in the KV cache.
+#[derive(Clone, Debug, PartialEq)]
+enum History {
+    /// What it puts there itself, from context of this size; its own frames are at `start_frame`.
+    Recomputed { context: Vec<i64>, start_frame: i64 },
+    /// What the chunks before left: where it goes on, in whatever part of the stream.
+    Rolling(KvPlan),
 }
 
 /// A captured call of one slot. It reads and writes the slot's caches where they are.
@@ -34,29 +42,47 @@ pub(super) struct CallGraph {
     first: Graph,
     rest: Graph,
     latents_in: Tensor,
-    context: Tensor,
+    context: Option<Tensor>,
     renoise: Vec<Tensor>,
     output: Tensor,
-    /// Of the KV cache after the call.
+    /// Of the KV cache after the call that was captured.
     ends: (i64, i64),
+    rolling: Option<Rolling>,
     /// What the graph reads and others may let go of.
     _held: Vec<Tensor>,
 }
 
+/// What is another one with each chunk of a stream that rolls on.
+#[derive(Debug)]
+struct Rolling {
+    /// Of the chunk's tokens.
+    rotations: Tensor,
+    /// Frames, rows and columns of tokens.
+    grid: (i64, i64, i64),
+    /// By how much a call moves the end of the stream, in tokens.
+    advance: i64,
+}
+
 impl Generator {
     /// `None` for calls that cannot be a graph.
-    pub(super) fn shape(&self, args: &ChunkArgs, tp: &Tp) -> Option<Shape> {
-        let (context, Graphs::On) = (args.context_frames?, &self.graphs) else { return None };
-        if !tp.collective.records() || self.config.family.has_clean_pass() {
+    pub(super) fn shape(&self, args: &ChunkArgs, kv: &KvCache, tp: &Tp) -> Option<Shape> {
+        if self.graphs != Graphs::On || !tp.collective.records() {
             return None;
         }
-        Some(Shape {
-            latents: args.latents_in.size(),
-            context: context.size(),
-            start_frame: self.start_frame(args.current_start_frame),
-            steps: args.denoising_steps.to_vec(),
-            bias: args.kv_cache_attention_bias,
-        })
+        let size = args.latents_in.size();
+        let start_frame = self.start_frame(args.current_start_frame);
+        let history = match args.context_frames {
+            Some(context) => History::Recomputed { context: context.size(), start_frame },
+            // The first chunk of a history that is recomputed: no other is like it.
+            None if self.config.family.recomputes() => return None,
+            None => {
+                let per_frame = self.config.dit.tokens_per_frame(size[3], size[4]);
+                let plan = kv.plan(start_frame * per_frame, size[1] * per_frame).ok()?;
+                History::Rolling(plan.in_any_stream())
+            }
+        };
+        let (steps, bias) = (args.denoising_steps.to_vec(), args.kv_cache_attention_bias);
+        Some(Shape { latents: size, history, steps, bias })
     }
 
     /// Captures the call, or, where that fails and the group is well, does without graphs from here on.
@@ -88,7 +114,10 @@ impl Generator {
         tp: &Tp,
     ) -> Result<CallGraph, GenerateError> {
         let pool = self.pool.take().map_or_else(|| Pool::new(self.dit.options().1), Ok)?;
+        let ends = kv.ends();
         let captured = self.capture_in(&pool, args, kv, text, tp);
+        // Captured is not done.
+        kv.set_ends(ends);
         self.pool = Some(pool);
         captured
     }
@@ -101,39 +130,56 @@ impl Generator {
         text: &TextCache,
         tp: &Tp,
     ) -> Result<CallGraph, GenerateError> {
-        let Some(context) = args.context_frames else {
-            return Err(GenerateError::Argument { name: "context_frames", what: "none".to_owned() });
-        };
         let device = self.dit.options().1;
         let place = |like: &Tensor| Tensor::f_zeros(like.size(), (Kind::Float, device));
-        let (latents_in, context) = (place(args.latents_in)?, place(context)?);
+        let (latents_in, context) = (place(args.latents_in)?, args.context_frames.map(place).transpose()?);
         let steps = self.steps(args);
         let renoise =
             (1..steps.timesteps.len()).map(|_| place(args.latents_in)).collect::<Result<Vec<_>, _>>()?;
 
         let size = args.latents_in.size();
         let [_, ph, pw] = self.config.dit.patch_size;
-        let grids = [(0, context.size()[1]), (self.start_frame(args.current_start_frame), size[1])];
+        let (rows, columns) = (size[3] / ph, size[4] / pw);
+        let (start_frame, before) = (self.start_frame(args.current_start_frame), kv.ends());
         let timesteps: Vec<f64> = steps.timesteps.iter().copied().chain([0.0]).collect();
-        let held = self.dit.shared(&grids, (size[3] / ph, size[4] / pw), &timesteps)?;
+        let mut held = self.dit.shared(&timesteps)?;
+        // Rotations are made for this graph alone: where a stream rolls on they are overwritten.
+        self.dit.forget_rotations();
+        let rotations = self.dit.rotations(start_frame, (size[1], rows, columns))?;
+        if let Some(context) = &context {
+            held.push(self.dit.rotations(0, (context.size()[1], rows, columns))?);
+        }
 
         let recorder = Recorder(tp.collective);
         let tp = Tp { collective: &recorder, deadline: tp.deadline };
         let capture = Capture::enter(pool)?;
         let stream = capture.stream().0;
         let first = || {
-            self.recompute(&context, kv, text, &tp)?;
+            if let Some(context) = &context {
+                self.recompute(context, kv, text, &tp)?;
+            }
             self.denoise(&steps, 0, &latents_in, kv, text, &tp)
         };
         // SAFETY: the stream is libtorch's and stays. Inputs, weights, caches and what is held live as long as the graph's slot,
         // which lets go of the graph before it lets go of a cache; all else is in the pool.
         let (first, clean) = unsafe { Graph::capture::<_, GenerateError>(stream, first) }?;
-        let rest = || self.other_steps(&steps, clean, &renoise, kv, text, &tp);
+        let rest = || {
+            let latents = self.other_steps(&steps, clean, &renoise, kv, text, &tp)?;
+            self.commit(&steps, &latents, kv, text, &tp)?;
+            Ok(latents)
+        };
         // SAFETY: as above; `clean` is in the pool as well.
         let (rest, output) = unsafe { Graph::capture::<_, GenerateError>(stream, rest) }?;
         drop(capture);
+        self.dit.forget_rotations();
         let ends = kv.ends();
-        Ok(CallGraph { first, rest, latents_in, context, renoise, output, ends, _held: held })
+        let rolling = if context.is_some() {
+            held.push(rotations);
+            None
+        } else {
+            Some(Rolling { rotations, grid: (size[1], rows, columns), advance: ends.1 - before.1 })
+        };
+        Ok(CallGraph { first, rest, latents_in, context, renoise, output, ends, rolling, _held: held })
     }
 }
 
@@ -141,6 +187,7 @@ impl CallGraph {
     /// The call with these values: latents as [`super::ChunkOutput`] has them.
     pub(super) fn run(
         &mut self,
+        dit: &mut CausalDit,
         args: &ChunkArgs,
         renoise: impl FnOnce() -> Result<Vec<Tensor>, GenerateError>,
         kv: &mut KvCache,
@@ -148,8 +195,11 @@ impl CallGraph {
         clock: &mut PhaseClock,
     ) -> Result<Tensor, GenerateError> {
         self.latents_in.f_copy_(args.latents_in)?;
-        if let Some(context) = args.context_frames {
-            self.context.f_copy_(context)?;
+        if let (Some(place), Some(context)) = (&mut self.context, args.context_frames) {
+            place.f_copy_(context)?;
+        }
+        if let Some(rolling) = &mut self.rolling {
+            rolling.rotations.f_copy_(&dit.rotations(args.current_start_frame, rolling.grid)?)?;
         }
         launch(&self.first, tp)?;
         clock.mark("first_graph");
@@ -161,7 +211,10 @@ impl CallGraph {
         }
         launch(&self.rest, tp)?;
         clock.mark("second_graph");
-        kv.set_ends(self.ends);
+        kv.set_ends(match &self.rolling {
+            Some(rolling) => (self.ends.0, kv.global_end() + rolling.advance),
+            None => self.ends,
+        });
         Ok(self.output.f_detach_copy()?)
     }
 }

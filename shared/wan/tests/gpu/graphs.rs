@@ -2,47 +2,60 @@
 
 use collectives::Solo;
 use tch::{Kind, Tensor};
+use wan::config::Family;
 use wan::dit::Shard;
 use wan::generator::Graphs;
 
 use crate::gpu;
 use crate::stream::{Change, Made, Stream};
 
-/// Every kind of call between those that repeat: a new prompt, a bias, a history that starts over.
-const CHANGES: [Change; 12] = {
-    const SAME: Change = Change { prompt: None, bias: Some(1.0), reset_kv_cache: false };
-    const NEW: Change = Change { prompt: Some(9), ..SAME };
-    const BIAS: Change = Change { bias: Some(0.3), ..SAME };
-    const RESET: Change = Change { reset_kv_cache: true, ..SAME };
-    [SAME, SAME, SAME, SAME, NEW, SAME, BIAS, BIAS, BIAS, RESET, SAME, SAME]
-};
+const SAME: Change = Change { prompt: None, bias: Some(1.0), reset_kv_cache: false };
+const NEW: Change = Change { prompt: Some(9), ..SAME };
+const BIAS: Change = Change { bias: Some(0.3), ..SAME };
+const RESET: Change = Change { reset_kv_cache: true, ..SAME };
 
-fn stream(size: (u32, u32)) -> Stream {
-    Made { model: "tiny", size, device: gpu(), kind: Kind::BFloat16, shard: Shard::WHOLE }.stream()
+fn stream(family: Option<Family>, size: (u32, u32)) -> Stream {
+    Made { model: "tiny", family, size, device: gpu(), kind: Kind::BFloat16, shard: Shard::WHOLE }.stream()
 }
 
-#[test]
-fn captured_calls_make_the_same_bytes_and_count_the_same_forwards() {
-    let mut captured = stream((128, 128));
-    let mut plain = stream((128, 128));
+/// Which chunks of these were captured calls; their bytes are those of calls that were not.
+fn captured<const N: usize>(family: Option<Family>, changes: [Change; N]) -> [bool; N] {
+    let mut captured = stream(family, (128, 128));
+    let mut plain = stream(family, (128, 128));
     plain.generator.without_graphs("to compare");
-    let mut graphs = Vec::new();
-    for (index, change) in CHANGES.into_iter().enumerate() {
+    let mut index = 0;
+    changes.map(|change| {
         let of = |stream: &mut Stream| stream.chunk(&Solo::new(), change).to_device(tch::Device::Cpu);
         let (ours, theirs) = (of(&mut captured), of(&mut plain));
         assert_eq!(captured.generator.graphs(), &Graphs::On, "chunk {index}");
         assert!(ours.equal(&theirs), "chunk {index}: {}", crate::relative_error(&ours, &theirs));
-        graphs.push(captured.generator.has_graph(0));
-    }
+        assert!(!plain.generator.has_graph(0));
+        index += 1;
+        captured.generator.has_graph(0)
+    })
+}
+
+#[test]
+fn captured_calls_make_the_same_bytes_and_count_the_same_forwards() {
+    let changes = [SAME, SAME, SAME, SAME, NEW, SAME, BIAS, BIAS, BIAS, RESET, SAME, SAME];
     // The first chunk has no context and the second no predecessor; each change of the bias is another call.
-    println!("captured: {graphs:?}");
-    assert_eq!(graphs, [0, 0, 1, 1, 1, 1, 0, 1, 1, 0, 1, 1].map(|graph| graph == 1));
-    assert!(!plain.generator.has_graph(0));
+    let expected = [0, 0, 1, 1, 1, 1, 0, 1, 1, 0, 1, 1].map(|graph| graph == 1);
+    assert_eq!(captured(None, changes), expected);
+}
+
+#[test]
+fn captured_calls_of_a_rolling_stream_make_the_same_bytes() {
+    for sink_size in [0, 1] {
+        let family = Family::SelfForcing { sink_size };
+        // Two chunks fill the window, the third is the first that moves it.
+        let expected = [0, 0, 0, 1, 1, 1, 1, 1].map(|graph| graph == 1);
+        assert_eq!(captured(Some(family), [SAME, SAME, SAME, SAME, SAME, NEW, SAME, SAME]), expected);
+    }
 }
 
 #[test]
 fn graphs_that_come_and_go_take_no_more_memory() {
-    let mut stream = stream((128, 128));
+    let mut stream = stream(None, (128, 128));
     let mut reserved = Vec::new();
     for _ in 0..6 {
         for bias in [1.0, 0.3] {

@@ -11,7 +11,7 @@ fn made(
     kind: Kind,
     chunks: usize,
 ) -> Vec<tch::Tensor> {
-    Made { model, size, device, kind, shard: Shard::WHOLE }.solo(chunks)
+    Made { model, family: None, size, device, kind, shard: Shard::WHOLE }.solo(chunks)
 }
 
 #[test]

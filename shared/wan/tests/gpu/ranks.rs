@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use collectives::Rendezvous;
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
+use wan::config::Family;
 use wan::dit::Shard;
 use wan::generator::GenerateError;
 
@@ -15,18 +16,36 @@ use crate::stream::{Change, Made};
 use crate::{gpu, relative_error};
 
 const RENDEZVOUS: &str = "GPU_TEST_RENDEZVOUS";
-const KIND: &str = "GPU_TEST_KIND";
+const VARIANT: &str = "GPU_TEST_VARIANT";
 /// The last two are captured calls.
-const CHUNKS: usize = 4;
+const CHUNKS: usize = 5;
 
-fn made(kind: Kind, shard: Shard) -> Made {
-    Made { model: "tiny", size: (128, 128), device: gpu(), kind, shard }
+/// What the ranks stream, by a name that a child process is told.
+#[derive(Clone, Copy)]
+struct Variant {
+    name: &'static str,
+    kind: Kind,
+    family: Option<Family>,
+    /// How far two ranks may be from one.
+    tolerance: f64,
 }
 
-fn sharded(kind: Kind, rank: u32, rendezvous: &Rendezvous) -> Vec<Tensor> {
+const VARIANTS: [Variant; 3] = [
+    Variant { name: "f32", kind: Kind::Float, family: None, tolerance: 1e-4 },
+    BF16,
+    Variant { name: "bf16, rolling", family: Some(Family::SelfForcing { sink_size: 1 }), ..BF16 },
+];
+const BF16: Variant = Variant { name: "bf16", kind: Kind::BFloat16, family: None, tolerance: 0.1 };
+
+fn made(variant: Variant, shard: Shard) -> Made {
+    let Variant { kind, family, .. } = variant;
+    Made { model: "tiny", family, size: (128, 128), device: gpu(), kind, shard }
+}
+
+fn sharded(variant: Variant, rank: u32, rendezvous: &Rendezvous) -> Vec<Tensor> {
     let deadline = Instant::now() + Duration::from_secs(60);
     let collective = rendezvous.connect(gpu(), rank, 2, deadline).unwrap();
-    let mut stream = made(kind, Shard { rank, world: 2 }).stream();
+    let mut stream = made(variant, Shard { rank, world: 2 }).stream();
     let chunks = (0..CHUNKS).map(|_| stream.chunk(&*collective, Change::default())).collect();
     assert!(stream.generator.has_graph(0), "{:?}", stream.generator.graphs());
     // The graphs have work of the group.
@@ -34,11 +53,11 @@ fn sharded(kind: Kind, rank: u32, rendezvous: &Rendezvous) -> Vec<Tensor> {
     chunks
 }
 
-fn start_peer(rendezvous: &Rendezvous, test: &str, kind: &str) -> Child {
+fn start_peer(rendezvous: &Rendezvous, test: &str, variant: Variant) -> Child {
     Command::new(env::current_exe().unwrap())
         .args(["--exact", test, "--nocapture", "--test-threads=1"])
         .env(RENDEZVOUS, hex::encode(rendezvous.to_bytes()))
-        .env(KIND, kind)
+        .env(VARIANT, variant.name)
         .env("NCCL_HOSTID", "peer")
         .stdout(Stdio::piped())
         .spawn()
@@ -56,11 +75,11 @@ fn digest(chunks: &[Tensor]) -> String {
 
 #[test]
 fn two_ranks_make_what_one_makes_and_both_the_same_bytes() {
-    for (name, kind, tolerance) in [("f32", Kind::Float, 1e-4), ("bf16", Kind::BFloat16, 0.1)] {
-        let whole = made(kind, Shard::WHOLE).solo(CHUNKS);
+    for variant @ Variant { name, tolerance, .. } in VARIANTS {
+        let whole = made(variant, Shard::WHOLE).solo(CHUNKS);
         let rendezvous = Rendezvous::create(gpu(), 2).unwrap();
-        let mut peer = start_peer(&rendezvous, "ranks::peer", name);
-        let ours = sharded(kind, 0, &rendezvous);
+        let mut peer = start_peer(&rendezvous, "ranks::peer", variant);
+        let ours = sharded(variant, 0, &rendezvous);
         let mut said = String::new();
         peer.stdout.take().unwrap().read_to_string(&mut said).unwrap();
         assert!(peer.wait().unwrap().success());
@@ -77,18 +96,19 @@ fn two_ranks_make_what_one_makes_and_both_the_same_bytes() {
 fn peer() {
     let Ok(bytes) = env::var(RENDEZVOUS) else { return };
     let rendezvous = Rendezvous::from_bytes(&hex::decode(bytes).unwrap()).unwrap();
-    let kind = if env::var(KIND).unwrap() == "f32" { Kind::Float } else { Kind::BFloat16 };
+    let name = env::var(VARIANT).unwrap();
+    let variant = VARIANTS.into_iter().find(|variant| variant.name == name).unwrap();
     let _ = gpu();
-    println!("digest {}", digest(&sharded(kind, 1, &rendezvous)));
+    println!("digest {}", digest(&sharded(variant, 1, &rendezvous)));
 }
 
 /// What a mesh does when a rank dies: the call ends by its deadline, the graphs go, and with them the group.
 #[test]
 fn a_rank_that_dies_between_captured_calls_ends_the_next_one_and_the_group_is_freed() {
     let rendezvous = Rendezvous::create(gpu(), 2).unwrap();
-    let mut peer = start_peer(&rendezvous, "ranks::mortal_peer", "bf16");
+    let mut peer = start_peer(&rendezvous, "ranks::mortal_peer", BF16);
     let collective = rendezvous.connect(gpu(), 0, 2, Instant::now() + Duration::from_secs(60)).unwrap();
-    let mut stream = made(Kind::BFloat16, Shard { rank: 0, world: 2 }).stream();
+    let mut stream = made(BF16, Shard { rank: 0, world: 2 }).stream();
     for _ in 0..CHUNKS {
         drop(stream.chunk(&*collective, Change::default()));
     }
@@ -103,7 +123,7 @@ fn a_rank_that_dies_between_captured_calls_ends_the_next_one_and_the_group_is_fr
     collective.abort("a peer is dead");
     assert!(collective.freed(Instant::now() + Duration::from_secs(2)), "the group was not freed");
     // The device goes on.
-    let alone = made(Kind::BFloat16, Shard::WHOLE).solo(CHUNKS);
+    let alone = made(BF16, Shard::WHOLE).solo(CHUNKS);
     assert_eq!(alone.len(), CHUNKS);
 }
 
@@ -113,7 +133,7 @@ fn mortal_peer() {
     let rendezvous = Rendezvous::from_bytes(&hex::decode(bytes).unwrap()).unwrap();
     let _ = gpu();
     let collective = rendezvous.connect(gpu(), 1, 2, Instant::now() + Duration::from_secs(60)).unwrap();
-    let mut stream = made(Kind::BFloat16, Shard { rank: 1, world: 2 }).stream();
+    let mut stream = made(BF16, Shard { rank: 1, world: 2 }).stream();
     for _ in 0..CHUNKS {
         drop(stream.chunk(&*collective, Change::default()));
     }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use collectives::{Collective, Solo};
 use tch::{Device, Kind, Tensor};
-use wan::config::ModelConfig;
+use wan::config::{Family, ModelConfig};
 use wan::dit::{CausalDit, Shard, Tp};
 use wan::generator::{ChunkArgs, GenerateError, Generator};
 use wan::noise::block_noise;
@@ -12,6 +12,8 @@ use wan::weights::SyntheticSource;
 
 pub(crate) struct Made {
     pub(crate) model: &'static str,
+    /// Another one than the model's own.
+    pub(crate) family: Option<Family>,
     /// Pixels.
     pub(crate) size: (u32, u32),
     pub(crate) device: Device,
@@ -32,6 +34,7 @@ impl Made {
 
     pub(crate) fn stream(&self) -> Stream {
         let config = ModelConfig::named(self.model).unwrap();
+        let config = ModelConfig { family: self.family.unwrap_or(config.family), ..config };
         let source = SyntheticSource::new(42).on(self.device);
         let dit = CausalDit::load(&config.dit, &source, self.shard, self.device, self.kind).unwrap();
         let generator = Generator::new(&config, dit, 1);
