@@ -90,7 +90,12 @@ impl Stream {
             context_frames: self.last.as_ref().filter(|_| config.family.recomputes()),
             denoising_steps: &config.default_steps,
             base_seed: 7,
-            kv_cache_attention_bias: change.bias.unwrap_or(config.default_bias),
+            // A stream that rolls on has none.
+            kv_cache_attention_bias: match (change.bias, config.family.recomputes()) {
+                (Some(bias), _) => bias,
+                (None, true) => config.default_bias,
+                (None, false) => 1.0,
+            },
             init_cache: first,
             reset_kv_cache: change.reset_kv_cache,
             reset_crossattn_cache: false,
