@@ -1,12 +1,13 @@
 //! stage 0's end of a link: a process of this program, told what to do line by line.
 
 use std::env;
-use std::io::{self, BufRead, BufReader, Lines, Write};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use contract::link::LinkDescriptor;
 use contract::tensor::{TensorKey, TensorSpec};
 use latents::{Condition, LatentLink};
@@ -21,6 +22,8 @@ use crate::machine;
 /// What the process is told by the one that started it: the link, and the shape of what it carries.
 const LINK: &str = "KINEMESH_BENCH_LINK";
 const PAUSE: Duration = Duration::from_millis(5);
+/// The process opens its device and the link within this time, and moves a tensor.
+const WITHIN: Duration = Duration::from_secs(60);
 
 /// What the process was started for.
 pub(super) struct Task {
@@ -32,8 +35,11 @@ pub(super) struct Task {
 pub(super) struct Stage0 {
     child: Child,
     orders: ChildStdin,
-    answers: Lines<BufReader<ChildStdout>>,
+    answers: Answers,
 }
+
+/// What the process says, line by line.
+struct Answers(Receiver<io::Result<String>>);
 
 impl Stage0 {
     /// In the process itself.
@@ -52,9 +58,9 @@ impl Stage0 {
         command::die_with_parent(&mut child, libc::SIGKILL);
         let mut child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let orders = child.stdin.take().context("no input of stage 0")?;
-        let answers = BufReader::new(child.stdout.take().context("no output of stage 0")?).lines();
-        let mut stage0 = Self { child, orders, answers };
-        stage0.answer()?;
+        let answers = Answers::of(child.stdout.take().context("no output of stage 0")?);
+        let stage0 = Self { child, orders, answers };
+        stage0.answers.next(WITHIN)?;
         Ok(stage0)
     }
 
@@ -71,12 +77,23 @@ impl Stage0 {
 
     fn ask(&mut self, order: &Value) -> Result<Value> {
         writeln!(self.orders, "{order}")?;
-        self.answer()
+        self.answers.next(WITHIN)
+    }
+}
+
+impl Answers {
+    fn of(output: impl Read + Send + 'static) -> Self {
+        let (said, answers) = sync_channel(1);
+        thread::spawn(move || BufReader::new(output).lines().try_for_each(|line| said.send(line)));
+        Self(answers)
     }
 
-    fn answer(&mut self) -> Result<Value> {
-        let line = self.answers.next().context("stage 0's end has ended")??;
-        Ok(serde_json::from_str(&line)?)
+    fn next(&self, within: Duration) -> Result<Value> {
+        match self.0.recv_timeout(within) {
+            Ok(line) => Ok(serde_json::from_str(&line?)?),
+            Err(RecvTimeoutError::Timeout) => bail!("stage 0's end has said nothing for {within:?}"),
+            Err(RecvTimeoutError::Disconnected) => bail!("stage 0's end has ended"),
+        }
     }
 }
 
@@ -122,4 +139,23 @@ pub(super) fn serve(task: &Task, device: Device) -> Result<()> {
         println!("{answer}");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn nobody_waits_for_ever_for_an_end_that_says_nothing_or_is_gone() {
+        let (mut end, ours) = UnixStream::pair().unwrap();
+        let answers = Answers::of(ours);
+        writeln!(end, "[1.5, null]").unwrap();
+        assert_eq!(answers.next(WITHIN).unwrap(), json!([1.5, null]));
+        let silent = answers.next(Duration::from_millis(20)).unwrap_err().to_string();
+        assert_eq!(silent, "stage 0's end has said nothing for 20ms");
+        drop(end);
+        assert_eq!(answers.next(WITHIN).unwrap_err().to_string(), "stage 0's end has ended");
+    }
 }
