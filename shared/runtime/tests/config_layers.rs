@@ -145,6 +145,16 @@ fn what_is_wrong_is_named_with_its_key_and_where_it_was_set() {
 }
 
 #[test]
+fn what_is_for_other_services_is_left_to_them_unless_it_is_set_here() {
+    let file = "[stage0]\nmax_sessions = 1\n[mesh]\nworld_size = 2\n";
+    let (loaded, _) = load(file, &[("KINEMESH_DEVICE__KIND", "cuda:0"), ("KINEMESH_MESH__BIAS", "0.5")], &[]);
+    let loaded = loaded.unwrap();
+    assert_eq!((loaded.mesh.world_size, loaded.mesh.bias), (2, 0.5));
+    assert_eq!(load("", &[], &["device.kind=cpu"]).0.unwrap_err().key, "device");
+    assert_eq!(load("", &[("KINEMESH_DEVISE__KIND", "cpu")], &[]).0.unwrap_err().key, "devise");
+}
+
+#[test]
 fn a_section_set_as_a_whole_is_checked_and_laid_key_by_key() {
     let file = "[mesh]\nbias = 0.5\nlabels = { rack = \"1\", row = \"2\" }\n";
     let (loaded, file) =

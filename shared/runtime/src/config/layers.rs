@@ -14,7 +14,7 @@ use ::config::builder::{ConfigBuilder, DefaultState};
 use ::config::{Config, Environment, File, FileFormat, Map, Source as _, Value, ValueKind};
 use serde::Deserialize;
 
-use super::{ConfigError, ENV_PREFIX, ServiceConfig, Source};
+use super::{ConfigError, ENV_PREFIX, SECTIONS, ServiceConfig, Source};
 
 /// The effective values; each remembers where it came from.
 #[derive(Clone, Debug)]
@@ -57,7 +57,8 @@ impl<T: ServiceConfig> Layers<T> {
         let refused = |e: &dyn Display| ConfigError::new("--config", format!("{}: {e}", path.display()));
         // Given a path, the crate would try other names too, and take bytes that are not UTF-8.
         let text = std::fs::read_to_string(path).map_err(|e| refused(&e))?;
-        let tree = File::from_str(&text, FileFormat::Toml).collect().map_err(|e| refused(&e))?;
+        let mut tree = File::from_str(&text, FileFormat::Toml).collect().map_err(|e| refused(&e))?;
+        tree.retain(|name, _| !self.is_of_others(name));
         self.set(&mut Vec::new(), vec![tree.into()], &Source::File(path.to_owned()))
     }
 
@@ -71,7 +72,17 @@ impl<T: ServiceConfig> Layers<T> {
         let variable = Environment::with_prefix(ENV_PREFIX).prefix_separator("").separator("__");
         let variable = variable.source(Some(Map::from([(name, text)])));
         let values = variable.collect().map_err(|e| ConfigError::new(source.to_string(), e.to_string()))?;
-        values.into_iter().try_for_each(|(key, text)| self.text(&key, &text.to_string(), &source))
+        values.into_iter().try_for_each(|(key, text)| {
+            if key.split('.').next().is_some_and(|name| self.is_of_others(name)) {
+                return Ok(());
+            }
+            self.text(&key, &text.to_string(), &source)
+        })
+    }
+
+    /// Whether a section is one that other services have and this one has not.
+    fn is_of_others(&self, name: &str) -> bool {
+        SECTIONS.contains(&name) && section(&self.defaults.kind).is_some_and(|own| !own.contains_key(name))
     }
 
     /// `section.key=value`

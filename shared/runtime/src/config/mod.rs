@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 
 pub use layers::Provenance;
 pub use sections::{
-    CellSection, Common, HttpSection, LogFormat, LogSection, RecorderSection, ShutdownSection,
+    CellSection, Common, HttpSection, LogFormat, LogSection, RecorderSection, SECTIONS, ShutdownSection,
 };
 
 use crate::lifecycle::About;

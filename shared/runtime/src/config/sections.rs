@@ -1,4 +1,4 @@
-//! Sections that every service has.
+//! Sections that every service has, and the names of all that there are.
 
 use std::env;
 use std::path::PathBuf;
@@ -6,6 +6,23 @@ use std::path::PathBuf;
 use bus::BusConfig;
 use contract::CellId;
 use serde::{Deserialize, Serialize};
+
+/// Every section of every service. One environment and one file may serve them all: each takes what is its own.
+pub const SECTIONS: [&str; 13] = [
+    "cell",
+    "device",
+    "gateway",
+    "http",
+    "log",
+    "mesh",
+    "model",
+    "nats",
+    "placement",
+    "recorder",
+    "shutdown",
+    "stage0",
+    "webrtc",
+];
 
 /// What every service is told. Put it into a service's own configuration with `#[serde(flatten)]`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
