@@ -124,7 +124,7 @@ pub fn needed_memory(reckoner: &Spec) -> Result<String> {
 }
 
 fn build(layout: &Layout) -> Result<()> {
-    println!("building everything: about 15 minutes on two cores the first time, seconds later");
+    println!("building what has changed: everything, the first time, takes 15 to 20 minutes on two cores");
     // The workspace, not the four packages: the tests build it so, and another selection of packages selects other features
     // of what they share, and so compiles most dependencies once more.
     command::run(command::cargo().current_dir(layout.root()).args(["build", "--release", "--workspace"]))
