@@ -155,7 +155,8 @@ impl Parameters {
             "input_mode" => return Err(unsupported(key, "only \"text\" is served")),
             "recording" if value == &Value::Bool(false) => {}
             "height" | "width" => {
-                return Err(unsupported(key, "the size is chosen when a session is created"));
+                let text = format!("{value}: a size is chosen by pipeline/load, for the sessions after it");
+                return Err(unsupported(key, &text));
             }
             _ if WITHOUT_EFFECT.contains(&key) => {}
             // An empty list or object asks for nothing.
@@ -376,6 +377,8 @@ mod tests {
             let key = value.as_object().unwrap().keys().next().unwrap().clone();
             assert!(refusal(&value).starts_with(&format!("unsupported: unsupported_parameter: {key}:")));
         }
+        let size = refusal(&json!({"height": 320}));
+        assert!(size.contains("320") && size.contains("pipeline/load"), "{size}");
     }
 
     #[test]

@@ -12,6 +12,9 @@ const MAX_LINE: u64 = 16 * 1024;
 /// Lines kept to explain an end.
 const KEPT: usize = 20;
 
+/// The level in a line of the services' logs.
+const INFORMATION: &str = " INFO ";
+
 /// The last lines that a process printed.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tail(Arc<Mutex<VecDeque<String>>>);
@@ -26,9 +29,10 @@ impl Tail {
         }
     }
 
-    /// The last line that is not empty.
+    /// The last line that is not empty, nor a log's mere information: a service says that it leaves after it said why.
     pub(super) fn last(&self) -> Option<String> {
-        self.0.lock().ok()?.iter().rev().find(|line| !line.trim().is_empty()).cloned()
+        let says_why = |line: &&String| !line.trim().is_empty() && !line.contains(INFORMATION);
+        self.0.lock().ok()?.iter().rev().find(says_why).cloned()
     }
 }
 
@@ -58,6 +62,14 @@ pub(super) fn pump(
 #[cfg(test)]
 mod tests {
     use super::{KEPT, Tail};
+
+    #[test]
+    fn an_end_is_explained_by_the_error_and_not_by_what_is_logged_after_it() {
+        let tail = Tail::default();
+        tail.push("2026-01-01T00:00:00Z ERROR runtime::lifecycle: http.bind: cannot listen on nowhere:1");
+        tail.push("2026-01-01T00:00:00Z  INFO runtime::lifecycle: leaving code=2");
+        assert!(tail.last().unwrap().contains("cannot listen on nowhere:1"));
+    }
 
     #[test]
     fn the_tail_is_bounded_and_skips_empty_lines() {

@@ -96,7 +96,7 @@ impl Process {
         Ok(Some(status))
     }
 
-    /// The last line that it printed.
+    /// The last line that it printed, but for mere information.
     pub(super) fn last_line(&self) -> Option<String> {
         self.tail.last()
     }

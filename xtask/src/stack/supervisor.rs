@@ -28,7 +28,7 @@ const TICK: Duration = Duration::from_millis(20);
 #[derive(Debug, PartialEq, Eq)]
 pub struct Refusal {
     pub process: String,
-    /// Its last line.
+    /// Its last line that says why.
     pub message: String,
 }
 
