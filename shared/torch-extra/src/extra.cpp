@@ -141,9 +141,13 @@ char* torch_extra_leave_capture(int64_t device, uint64_t pool, c10::Stream* befo
   });
 }
 
-// Once for each torch_extra_enter_capture with this pool; after the last one its memory goes back as its tensors go.
+// Once for each torch_extra_enter_capture with this pool. The last one gives back to the driver what no tensor is in, which waits
+// for what the device does: the allocator by itself keeps it until it is out of memory.
 char* torch_extra_release_pool(int64_t device, uint64_t pool) {
-  return guarded([&] { cuda_allocator()->releasePool(static_cast<c10::DeviceIndex>(device), {pool, 0}); });
+  return guarded([&] {
+    cuda_allocator()->releasePool(static_cast<c10::DeviceIndex>(device), {pool, 0});
+    cuda_allocator()->emptyCache({pool, 0});
+  });
 }
 
 }  // extern "C"

@@ -146,11 +146,10 @@ impl Generator {
         &self.graphs
     }
 
-    /// Drops the graphs that were captured; calls that repeat are captured anew. A collective that is part of them can only be
-    /// freed afterwards.
+    /// Drops the graphs that were captured; calls that repeat are captured anew, in the same memory. A collective that is part of
+    /// them can only be freed afterwards.
     pub fn drop_graphs(&mut self) {
         self.slots.iter_mut().for_each(|slot| slot.graph = None);
-        self.pool = None;
     }
 
     /// Whether the calls of a slot are a graph's by now.

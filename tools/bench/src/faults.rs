@@ -126,7 +126,7 @@ fn story(mib: &[u64]) -> Value {
     if mib.is_empty() {
         return Value::Null;
     }
-    json!({"first": mib.first(), "last": mib.last(), "most": mib.iter().max()})
+    json!({"first": mib.first(), "last": mib.last(), "most": mib.iter().max(), "each": mib})
 }
 
 /// What each fault of each process cost over all rounds. A time that is counted less often than there were rounds did not

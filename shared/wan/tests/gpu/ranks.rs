@@ -127,6 +127,31 @@ fn a_rank_that_dies_between_captured_calls_ends_the_next_one_and_the_group_is_fr
     assert_eq!(alone.len(), CHUNKS);
 }
 
+/// What a leader goes through when its workers die one after the other: the same weights in the same process, another group and
+/// other graphs each time.
+#[test]
+fn groups_that_come_and_go_with_graphs_leave_the_memory_of_the_device_as_it_was() {
+    let mut stream = made(BF16, Shard { rank: 0, world: 2 }).stream();
+    let mut free = Vec::new();
+    for _ in 0..5 {
+        let rendezvous = Rendezvous::create(gpu(), 2).unwrap();
+        let mut peer = start_peer(&rendezvous, "ranks::mortal_peer", BF16);
+        let collective = rendezvous.connect(gpu(), 0, 2, Instant::now() + Duration::from_secs(60)).unwrap();
+        stream.restart();
+        for _ in 0..CHUNKS {
+            drop(stream.chunk(&*collective, Change::default()));
+        }
+        assert!(stream.generator.has_graph(0));
+        peer.wait().unwrap();
+        stream.generator.drop_graphs();
+        collective.abort("a peer is dead");
+        assert!(collective.freed(Instant::now() + Duration::from_secs(2)), "the group was not freed");
+        free.push(device::Memory::of(gpu()).unwrap().free / (1 << 20));
+    }
+    println!("MiB free after each group: {free:?}");
+    assert_eq!(free[1], free[4]);
+}
+
 #[test]
 fn mortal_peer() {
     let Ok(bytes) = env::var(RENDEZVOUS) else { return };

@@ -67,6 +67,12 @@ pub(crate) struct Stream {
 }
 
 impl Stream {
+    /// Begins again, with nothing in the cache.
+    pub(crate) fn restart(&mut self) {
+        self.generator.clear_slot(0);
+        (self.start, self.last) = (0, None);
+    }
+
     /// Latents of the next chunk.
     pub(crate) fn chunk(&mut self, collective: &dyn Collective, change: Change) -> Tensor {
         self.try_chunk(collective, change, Duration::from_secs(120)).unwrap()
