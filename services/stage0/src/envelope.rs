@@ -10,23 +10,74 @@ use tch::{Kind, Tensor};
 use crate::history::Position;
 use crate::settings::Settings;
 
-/// The tensors of one call, on the CPU in the dtype of the link.
+/// A tensor ready to travel: on the CPU, contiguous, in the dtype of the link, every value finite.
+#[derive(Debug)]
+pub(crate) struct Cargo(Tensor);
+
+impl Cargo {
+    /// # Errors
+    /// `not_finite`, naming `key`.
+    pub(crate) fn new(key: TensorKey, tensor: &Tensor, dtype: Dtype) -> Result<Self, Error> {
+        let tensor = tensor.to_device(tch::Device::Cpu).to_kind(kind(dtype)).contiguous();
+        if finite(&tensor) {
+            return Ok(Self(tensor));
+        }
+        let key = key.as_str();
+        Err(Error::new(Reason::NotFinite, format!("{key} holds a value that is NaN or infinite")))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn tensor(&self) -> &Tensor {
+        &self.0
+    }
+
+    /// The same memory once more.
+    fn share(&self) -> Self {
+        Self(self.0.shallow_clone())
+    }
+}
+
+/// An embedding ready to travel, and what the mesh knows it by: made once for all the chunks that it conditions.
+#[derive(Debug)]
+pub(crate) struct Conditioning {
+    cargo: Cargo,
+    digest: Digest,
+}
+
+impl Conditioning {
+    /// # Errors
+    /// As [`Cargo::new`].
+    pub(crate) fn new(embedding: &Tensor, dtype: Dtype) -> Result<Self, Error> {
+        let cargo = Cargo::new(TensorKey::ConditioningEmbeds, embedding, dtype)?;
+        let digest = digest(&cargo.0)?;
+        Ok(Self { cargo, digest })
+    }
+
+    pub(crate) fn share(&self) -> Self {
+        Self { cargo: self.cargo.share(), digest: self.digest.clone() }
+    }
+}
+
+/// The tensors of one call.
 #[derive(Debug)]
 pub(crate) struct Tensors {
     /// `[1, frames, C, h, w]`
-    pub latents_in: Tensor,
+    pub latents_in: Cargo,
     /// `[1, text_len, text_dim]`. Travels only when the mesh does not hold it.
-    pub conditioning: Tensor,
+    pub conditioning: Conditioning,
     /// `[1, context_frames, C, h, w]`, exactly when the cache is rebuilt.
-    pub context: Option<Tensor>,
+    pub context: Option<Cargo>,
 }
 
 impl Tensors {
     pub(crate) fn iter(&self) -> impl Iterator<Item = (TensorKey, &Tensor)> {
-        let context = self.context.as_ref().map(|context| (TensorKey::ContextFrames, context));
-        [(TensorKey::LatentsIn, &self.latents_in), (TensorKey::ConditioningEmbeds, &self.conditioning)]
-            .into_iter()
-            .chain(context)
+        let context = self.context.as_ref().map(|context| (TensorKey::ContextFrames, &context.0));
+        [
+            (TensorKey::LatentsIn, &self.latents_in.0),
+            (TensorKey::ConditioningEmbeds, &self.conditioning.cargo.0),
+        ]
+        .into_iter()
+        .chain(context)
     }
 }
 
@@ -45,7 +96,7 @@ pub(crate) struct Asking<'a> {
 /// The call for the chunk at `asking.position`. Its tensors lie nowhere yet: the link decides where.
 ///
 /// # Errors
-/// Preflight: the first thing wrong with the call, a value that is not finite included. Nothing was sent.
+/// Preflight: the first thing wrong with the call. Nothing was sent.
 pub(crate) fn infer(model: &ModelInfo, asking: Asking, tensors: &Tensors) -> Result<Infer, Error> {
     let Asking { session, slot, size, position, settings, new_conditioning } = asking;
     let starts = position.current_start_frame == 0;
@@ -67,19 +118,10 @@ pub(crate) fn infer(model: &ModelInfo, asking: Asking, tensors: &Tensors) -> Res
         noise_scale: None,
         tp_plan: None,
         expected_generator_calls: model.expected_calls(settings.steps.len(), position.context.is_some()),
-        conditioning: digest(&tensors.conditioning)?,
+        conditioning: tensors.conditioning.digest.clone(),
         tensors: tensors.iter().map(|(key, tensor)| unplaced(key, tensor)).collect::<Result<_, _>>()?,
     };
     infer.validate(model)?;
-    for (key, tensor) in tensors.iter() {
-        if !finite(tensor) {
-            let key = key.as_str();
-            return Err(Error::new(
-                Reason::NotFinite,
-                format!("{key} holds a value that is NaN or infinite"),
-            ));
-        }
-    }
     Ok(infer)
 }
 
@@ -160,10 +202,11 @@ mod tests {
     }
 
     fn tensors(context: bool) -> Tensors {
+        let embedding = zeros(&model().conditioning_shape());
         Tensors {
-            latents_in: zeros(&model().latent_shape(SIZE, 3)),
-            conditioning: zeros(&model().conditioning_shape()),
-            context: context.then(|| zeros(&model().latent_shape(SIZE, 3))),
+            latents_in: Cargo(zeros(&model().latent_shape(SIZE, 3))),
+            conditioning: Conditioning::new(&embedding, Dtype::F32).unwrap(),
+            context: context.then(|| Cargo(zeros(&model().latent_shape(SIZE, 3)))),
         }
     }
 
@@ -195,22 +238,31 @@ mod tests {
     fn preflight_stops_what_the_leader_would_refuse() {
         let refused = |chunk, tensors: &Tensors| call(chunk, tensors).unwrap_err().reason;
         assert_eq!(refused(1, &tensors(false)), Reason::MissingTensor);
-        let bad_shape = Tensors { latents_in: zeros(&[1, 3, 16, 8, 9]), ..tensors(false) };
+        let bad_shape = Tensors { latents_in: Cargo(zeros(&[1, 3, 16, 8, 9])), ..tensors(false) };
         assert_eq!(refused(0, &bad_shape), Reason::BadShape);
-        let half =
-            Tensors { latents_in: tensors(false).latents_in.to_kind(Kind::BFloat16), ..tensors(false) };
+        let half = Cargo(tensors(false).latents_in.0.to_kind(Kind::BFloat16));
+        let half = Tensors { latents_in: half, ..tensors(false) };
         assert_eq!(refused(0, &half), Reason::BadDtype);
     }
 
     #[test]
-    fn preflight_stops_values_that_are_not_finite() {
+    fn what_is_not_finite_does_not_travel() {
         for value in [f64::NAN, f64::INFINITY] {
-            let latents_in = tensors(false).latents_in;
-            let _ = latents_in.view([-1]).narrow(0, 77, 1).fill_(value);
-            let error = call(0, &Tensors { latents_in, ..tensors(false) }).unwrap_err();
+            let latents = zeros(&[1, 3, 16, 8, 8]);
+            assert!(Cargo::new(TensorKey::LatentsIn, &latents, Dtype::F32).is_ok());
+            let _ = latents.view([-1]).narrow(0, 77, 1).fill_(value);
+            let error = Cargo::new(TensorKey::LatentsIn, &latents, Dtype::F32).unwrap_err();
             assert_eq!(error.reason, Reason::NotFinite);
             assert!(error.message.contains("latents_in"));
         }
+    }
+
+    #[test]
+    fn a_conditioning_is_known_by_what_travels() {
+        let embedding = Tensor::full([1, 2, 3], 0.1, (Kind::Float, Device::Cpu));
+        let carried = Conditioning::new(&embedding, Dtype::Bf16).unwrap();
+        assert_eq!(carried.digest, digest(&embedding.to_kind(Kind::BFloat16)).unwrap());
+        assert_eq!(carried.share().digest, carried.digest);
     }
 
     #[test]

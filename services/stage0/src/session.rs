@@ -5,6 +5,7 @@
 
 mod chunk;
 mod faults;
+mod noise;
 mod report;
 mod resume;
 
@@ -20,6 +21,7 @@ use tch::Tensor;
 use tracing::{info, info_span, warn};
 use wan::vae::DecoderStream;
 
+use crate::envelope::Conditioning;
 use crate::events::Events;
 use crate::history::History;
 use crate::keeper::Keeper;
@@ -33,6 +35,7 @@ use crate::settings::Settings;
 use crate::studio::Studio;
 use chunk::{Arrived, Decoding, Started};
 use faults::Faults;
+use noise::Noise;
 use resume::Beginning;
 
 pub(crate) use report::Shown;
@@ -113,6 +116,9 @@ struct Session {
     history: History,
     settings: Settings,
     prompts: Option<PromptState>,
+    /// Of the chunk before, if there was one.
+    conditioning: Option<Conditioning>,
+    noise: Noise,
     decoder: DecoderStream,
     /// Of the first call, where another life of the session went before.
     context: Option<Tensor>,
@@ -132,6 +138,8 @@ impl Session {
             history: History::new(&parts.model),
             settings: Settings::new(&parts.model),
             prompts: None,
+            conditioning: None,
+            noise: Noise::new(&parts.model, parts.stream.size),
             decoder: DecoderStream::new(),
             context: None,
             rate: RateMeter::default(),
@@ -179,6 +187,7 @@ impl Session {
             if let Some(decoding) = decoding.as_mut().filter(|_| !started.is_cut()) {
                 self.decode_rest(decoding, started.at())?;
             }
+            self.draw_ahead(&started)?;
             arrived = Some(self.complete(started)?);
         }
     }
@@ -238,7 +247,7 @@ impl Session {
                     self.faults.succeeded();
                     self.history.completed();
                     self.set_state(SessionState::Streaming, None);
-                    return Ok(started.arrived(*done)?);
+                    return Ok(started.arrived(*done));
                 }
                 Err(error) => self.call_failed(&error)?,
             }

@@ -89,8 +89,10 @@ async fn measure(options: &Options, config: &ModelConfig, size: Size, world_size
 
 type Phase = (&'static str, fn(&ChunkReport) -> u64);
 
-const PHASES: [Phase; 14] = [
+const PHASES: [Phase; 15] = [
     ("chunk", |r| r.timings.chunk_us),
+    // In which the mesh has nothing to do: what one GPU more for stage 0 cannot take off.
+    ("between calls", |r| r.timings.chunk_us.saturating_sub(r.timings.call_us)),
     ("text", |r| r.timings.text_us),
     ("envelope", |r| r.timings.envelope_us),
     ("link", |r| r.timings.link_us),

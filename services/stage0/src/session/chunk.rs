@@ -7,12 +7,12 @@ use contract::envelope::ResultV1;
 use contract::error::{Error, Reason};
 use contract::event::{ChunkReport, ChunkTimings};
 use contract::ids::Digest;
+use contract::tensor::TensorKey;
 use tch::Tensor;
-use wan::noise::block_noise;
 
 use super::{PromptState, Session, Stop};
 use crate::context::context_frames;
-use crate::envelope::{self, Asking, Tensors};
+use crate::envelope::{self, Asking, Cargo, Conditioning, Tensors};
 use crate::history::{FRAMES_PER_LATENT, Head, Position};
 use crate::media::Tag;
 use crate::mesh_client::{Done, Job};
@@ -49,12 +49,11 @@ impl Started {
         self.transition_active
     }
 
-    pub(super) fn arrived(mut self, done: Done) -> Result<Arrived, Error> {
+    pub(super) fn arrived(mut self, done: Done) -> Arrived {
         self.timings.link_us = micros(done.link);
         self.timings.call_us = micros(done.call);
         self.timings.mesh = done.result.timings;
-        let digest = envelope::digest(&done.latents)?;
-        Ok(Arrived { started: self, latents: done.latents, result: *done.result, digest, at: Instant::now() })
+        Arrived { started: self, latents: done.latents, result: *done.result, at: Instant::now() }
     }
 }
 
@@ -64,7 +63,6 @@ pub(super) struct Arrived {
     /// `[1, frames, C, h, w]`
     latents: Tensor,
     result: ResultV1,
-    digest: Digest,
     at: Instant,
 }
 
@@ -150,10 +148,13 @@ impl Session {
                 changes.changed = drained.parameters.clone();
             }
         }
-        let conditioning = match &mut self.prompts {
+        let advanced = match &mut self.prompts {
             Some(prompts) => prompts.advance(),
             None => return Err(Error::new(Reason::Internal, "a chunk without prompts").into()),
         };
+        if advanced.changed || self.conditioning.is_none() {
+            self.conditioning = Some(Conditioning::new(&advanced.embedding, self.parts.model.dtype)?);
+        }
         let text_us = micros(at.elapsed());
         if changes.cut && self.history.next().current_start_frame > 0 {
             self.history.restart();
@@ -164,19 +165,12 @@ impl Session {
             self.decoder.clear();
             self.parts.output.flush_before(position.cache_epoch);
         }
-        let kind = envelope::kind(self.parts.model.dtype);
-        let carried = |tensor: &Tensor| tensor.to_device(tch::Device::Cpu).to_kind(kind).contiguous();
-        let context = position.context.and(context);
-        let tensors = Tensors {
-            latents_in: carried(&self.noise(&position)?),
-            conditioning: carried(&conditioning.embedding),
-            context: context.map(carried),
-        };
+        let tensors = self.tensors(&position, context)?;
         let mut started = Started {
             position,
             tensors,
-            new_conditioning: conditioning.changed,
-            transition_active: conditioning.transition_active,
+            new_conditioning: advanced.changed,
+            transition_active: advanced.transition_active,
             at,
             parameter_arrived: drained.arrived,
             timings: ChunkTimings { text_us, ..ChunkTimings::default() },
@@ -187,13 +181,22 @@ impl Session {
         Ok(started)
     }
 
-    fn noise(&self, position: &Position) -> Result<Tensor, Stop> {
-        let model = &self.parts.model;
-        let [_, frames, channels, rows, columns] =
-            model.latent_shape(self.parts.stream.size, model.frames_per_chunk);
-        let first = index_u64(position.current_start_frame);
-        block_noise(self.settings.seed, first, frames, channels, rows, columns)
-            .map_err(|e| torch("no noise can be drawn", &e).into())
+    fn tensors(&mut self, position: &Position, context: Option<&Tensor>) -> Result<Tensors, Stop> {
+        let Some(conditioning) = self.conditioning.as_ref().map(Conditioning::share) else {
+            return Err(Error::new(Reason::Internal, "a chunk without conditioning").into());
+        };
+        let dtype = self.parts.model.dtype;
+        let context = position.context.and(context);
+        let context =
+            context.map(|context| Cargo::new(TensorKey::ContextFrames, context, dtype)).transpose()?;
+        let latents_in = self.noise.take(self.settings.seed, position.current_start_frame)?;
+        Ok(Tensors { latents_in, conditioning, context })
+    }
+
+    /// Draws the noise of the chunk after `started`, while the mesh is at work.
+    pub(super) fn draw_ahead(&mut self, started: &Started) -> Result<(), Stop> {
+        let next = started.position.current_start_frame + u64::from(self.parts.model.frames_per_chunk);
+        Ok(self.noise.draw_ahead(self.settings.seed, next)?)
     }
 
     /// Sends the same chunk again, in the cache epoch that holds now.
@@ -229,6 +232,7 @@ impl Session {
         }
         let (latents, total) = (decoding.chunk.latents.size()[1], decoding.chunk.frames());
         self.parts.output.set_fps(self.rate.fps());
+        let digest = envelope::digest(&decoding.chunk.latents)?;
         let mut rest_took = Duration::ZERO;
         let mut frame = 0;
         let mut pixels = decoding.head.take();
@@ -251,7 +255,7 @@ impl Session {
                                 ),
                                 ..decoding.chunk.started.timings
                             };
-                            (timings, total)
+                            (timings, total, digest.clone())
                         }),
                     );
                     frame += 1;
@@ -268,14 +272,20 @@ impl Session {
         Ok(())
     }
 
-    fn push(&self, chunk: &Arrived, picture: video::I420, frame: u32, report: Option<(ChunkTimings, u32)>) {
+    fn push(
+        &self,
+        chunk: &Arrived,
+        picture: video::I420,
+        frame: u32,
+        report: Option<(ChunkTimings, u32, Digest)>,
+    ) {
         let position = &chunk.started.position;
         let tag = Tag {
             cache_epoch: position.cache_epoch,
             chunk_index: position.chunk_index,
             frame: u16::try_from(frame).unwrap_or(u16::MAX),
         };
-        let report = report.map(|(timings, frames)| {
+        let report = report.map(|(timings, frames, latents)| {
             Box::new(ChunkReport {
                 chunk_index: position.chunk_index,
                 cache_epoch: position.cache_epoch,
@@ -283,7 +293,7 @@ impl Session {
                 frames,
                 fps: self.rate.fps() as f32,
                 dropped_frames: 0,
-                latents: chunk.digest.clone(),
+                latents,
                 timings,
             })
         });
@@ -292,7 +302,7 @@ impl Session {
     }
 }
 
-fn torch(what: &str, error: &tch::TchError) -> Error {
+pub(super) fn torch(what: &str, error: &tch::TchError) -> Error {
     Error::new(Reason::Internal, what).detail(error.to_string())
 }
 
@@ -304,6 +314,6 @@ fn index(n: usize) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
 }
 
-fn index_u64(n: u64) -> i64 {
+pub(super) fn index_u64(n: u64) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
 }
