@@ -9,7 +9,7 @@ import { Prompts } from '/assets/prompts.js';
 import { Receipts } from '/assets/receipts.js';
 import { Screen } from '/assets/screen.js';
 import { Stream } from '/assets/stream.js';
-import { problem, sentence, waiting } from '/assets/texts.js';
+import { leaving, problem, sentence, waiting } from '/assets/texts.js';
 import { Wishes } from '/assets/wishes.js';
 
 const WATCH_MS = 1000;
@@ -128,7 +128,9 @@ const STATES = {
   },
   waiting({ text }) {
     connection('waiting', 'waiting for the server', text);
-    screen.cover({ title: 'The server is getting ready', text: waiting(text), raw: text });
+    const title = leaving(text) ? 'The server is leaving' : 'The server is getting ready';
+    const then = leaving(text) ? '; the stream starts anew once it is back' : '';
+    screen.cover({ title, text: `${waiting(text)}${then}`, raw: text });
   },
   connecting() {
     connection('connecting', 'connecting');
@@ -302,7 +304,7 @@ function adopt({ name, default_steps: steps, default_attention_bias: bias, suppo
   if (adopted) return;
   adopted = true;
   controls.offerBias(biased);
-  element('model-note').hidden = name !== 'tiny';
+  for (const note of document.querySelectorAll('[data-model]')) note.hidden = note.dataset.model !== name;
   examples.offer(texts);
   if (texts.length) boxes.suggest(texts[0]);
   const defaults = { denoising_step_list: steps, kv_cache_attention_bias: bias };

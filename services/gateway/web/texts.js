@@ -42,6 +42,9 @@ const PROBLEMS = {
   no_common_codec: 'this browser knows none of the video formats that the server makes',
 };
 
+/** Whether the server will not get ready any more, of what it says that it waits for. */
+export const leaving = (raw) => /draining|shutdown|stopped/.test(raw);
+
 export function waiting(raw) {
   for (const [pattern, words] of WAITS) {
     const match = pattern.exec(raw);

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bus::{Bus, Endpoint, Service, ServiceInfo};
+use bus::{Bus, Endpoint, Service, ServiceInfo, presence};
 use contract::recording::RecordingRequest;
 use contract::{CellId, Error, InstanceId, MeshEpoch, Reason, subjects};
 use engine::settings::RankSettings;
@@ -104,6 +104,7 @@ async fn serve(context: Context<LeaderSettings>) -> Result<Ended, Outcome> {
     let of = recorder.clone();
     let recording = move |_, asked: RecordingRequest| ready(Ok(of.recording().newest(asked.max_bytes)));
     let _recorder = service.serve("recorder", &subjects::recorder(&cell, instance), 1, recording).await?;
+    let _presence = presence::serve(&service, &cell, instance).await?;
     let reporter = Reporter {
         bus: bus.clone(),
         cell: cell.clone(),

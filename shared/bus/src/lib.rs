@@ -23,6 +23,7 @@ mod endpoint;
 mod handle;
 pub mod leader_key;
 mod link;
+pub mod presence;
 pub mod recordings;
 mod service;
 mod subscription;

@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bus::Request;
-use contract::{Error, Reason, codec};
+use bus::presence::{self, Presence};
+use contract::{CellId, Error, InstanceId, Reason, codec};
 use harness::{Broker, info, within};
 use tokio::sync::{Notify, Semaphore};
 
@@ -34,6 +35,26 @@ async fn a_budget_arrives_shrunk_and_is_passed_on_smaller() {
         .unwrap();
     let (front, end): (u64, u64) = bus.request("t.front", &(), within(3_000)).await.unwrap();
     assert!(front <= 3_000 && end <= front && end > 0, "front {front} ms, end {end} ms");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_is_there_as_long_as_its_connection_is() {
+    let broker = Broker::start();
+    let (asker, cell, instance) = (broker.bus("asker").await, CellId::default(), InstanceId::random());
+    let ask = async |ms| presence::ask(&asker, &cell, instance, within(ms)).await;
+    assert_eq!(ask(3_000).await, Presence::Gone);
+    let bus = broker.bus("process").await;
+    let service = bus.service(info("process")).await.unwrap();
+    let endpoint = presence::serve(&service, &cell, instance).await.unwrap();
+    assert_eq!(ask(3_000).await, Presence::Here);
+    assert_eq!(ask(0).await, Presence::Unknown);
+    drop((endpoint, service, bus));
+    let closed = async {
+        while ask(3_000).await != Presence::Gone {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), closed).await.expect("the connection closes");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -78,6 +78,12 @@ pub fn cell_status(cell: &CellId) -> String {
     format!("{ROOT}.cell.{cell}.status")
 }
 
+/// Where one process says that it is there.
+#[must_use]
+pub fn presence(cell: &CellId, instance: InstanceId) -> String {
+    format!("{ROOT}.cell.{cell}.presence.{instance}")
+}
+
 /// Where one process tells what its flight recorder holds.
 #[must_use]
 pub fn recorder(cell: &CellId, instance: InstanceId) -> String {

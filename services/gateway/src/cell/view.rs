@@ -3,10 +3,13 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use bus::presence::Presence;
 use contract::model::ModelInfo;
 use contract::status::{MeshStatus, ProcessStatus, Role, STATUS_TIMEOUT_MS, Stage0Status};
 use contract::{CellId, Error, InstanceId, Reason};
 
+/// Whoever tells nothing for so long is taken for dead.
+const SILENT: Duration = Duration::from_millis(STATUS_TIMEOUT_MS);
 /// A process that died stays listed this long, so that "gone" and "never seen" can be told apart no longer than needed.
 const FORGET_AFTER: Duration = Duration::from_secs(30);
 /// Processes kept at a time; a cell has far fewer.
@@ -15,7 +18,7 @@ const MAX_PROCESSES: usize = 256;
 #[derive(Debug)]
 pub(crate) struct CellView {
     cell: CellId,
-    connected: bool,
+    connected: Option<Instant>,
     seen: HashMap<InstanceId, Seen>,
 }
 
@@ -23,6 +26,10 @@ pub(crate) struct CellView {
 struct Seen {
     status: ProcessStatus,
     at: Instant,
+    /// It once said that it is there.
+    answered: bool,
+    /// And since its last status the broker said that it is not.
+    gone: bool,
 }
 
 /// What holds now.
@@ -57,7 +64,7 @@ impl Snapshot {
 
 impl CellView {
     pub(crate) fn new(cell: CellId) -> Self {
-        Self { cell, connected: false, seen: HashMap::new() }
+        Self { cell, connected: None, seen: HashMap::new() }
     }
 
     pub(crate) fn observe(&mut self, now: Instant, status: ProcessStatus) {
@@ -66,15 +73,37 @@ impl CellView {
         {
             return;
         }
-        self.seen.insert(status.instance, Seen { status, at: now });
+        let answered = self.seen.get(&status.instance).is_some_and(|seen| seen.answered);
+        self.seen.insert(status.instance, Seen { status, at: now, answered, gone: false });
+    }
+
+    /// Whom to ask whether they are there: those without whom the cell is not ready. Nobody until all had the time to
+    /// reconnect.
+    pub(crate) fn to_ask(&self, now: Instant) -> Vec<InstanceId> {
+        let settled = |since: Instant| now.saturating_duration_since(since) >= SILENT;
+        if !self.connected.is_some_and(settled) {
+            return Vec::new();
+        }
+        let wanted = |seen: &&Seen| matches!(seen.status.role, Role::Stage0 | Role::MeshLeader) && !seen.gone;
+        self.seen.values().filter(wanted).map(|seen| seen.status.instance).collect()
+    }
+
+    /// What became of such a question. A process that never answered may know nothing of it.
+    pub(crate) fn asked(&mut self, instance: InstanceId, presence: Presence) {
+        let Some(seen) = self.seen.get_mut(&instance) else { return };
+        match presence {
+            Presence::Here => seen.answered = true,
+            Presence::Gone => seen.gone = seen.answered,
+            Presence::Unknown => {}
+        }
     }
 
     pub(crate) fn set_connected(&mut self, now: Instant, connected: bool) {
-        if connected && !self.connected {
+        if connected && self.connected.is_none() {
             // Nobody could be heard; they all get the time to speak again.
-            self.seen.values_mut().for_each(|seen| seen.at = now);
+            self.seen.values_mut().for_each(|seen| (seen.at, seen.gone) = (now, false));
         }
-        self.connected = connected;
+        self.connected = connected.then(|| self.connected.unwrap_or(now));
     }
 
     /// This process did not run for `gap`: silence during it accuses nobody.
@@ -89,8 +118,7 @@ impl CellView {
     pub(crate) fn snapshot(&self, now: Instant) -> Snapshot {
         // While the broker is away nobody can be heard, and nobody is taken for dead.
         let fresh = |seen: &&Seen| {
-            !self.connected
-                || now.saturating_duration_since(seen.at) <= Duration::from_millis(STATUS_TIMEOUT_MS)
+            self.connected.is_none() || (!seen.gone && now.saturating_duration_since(seen.at) <= SILENT)
         };
         let of_role = |role: Role| {
             let candidates = self.seen.values().filter(fresh).filter(move |seen| seen.status.role == role);
@@ -104,7 +132,7 @@ impl CellView {
         let stage0_status = stage0.and_then(|stage0| stage0.stage0.clone());
         Snapshot {
             waiting_for: self.waiting_for(stage0, leader),
-            connected: self.connected,
+            connected: self.connected.is_some(),
             model: stage0_status
                 .as_ref()
                 .map(|status| status.model.clone())
@@ -126,7 +154,7 @@ impl CellView {
             (!status.ready)
                 .then(|| format!("{name}: {}", if status.draining { "draining".to_owned() } else { text }))
         };
-        if !self.connected {
+        if self.connected.is_none() {
             return Some("broker".to_owned());
         }
         let Some(leader) = leader else { return Some("mesh: no leader".to_owned()) };
@@ -206,6 +234,34 @@ mod tests {
         assert!(view.snapshot(later).alive.contains(&stage0.instance));
         view.set_connected(later, true);
         assert!(view.snapshot(later).ready());
+    }
+
+    #[test]
+    fn who_was_there_and_is_not_is_gone_at_once_until_it_is_heard_again() {
+        let now = Instant::now();
+        let mut view = connected(now);
+        let stage0 = status(Role::Stage0, true, None);
+        view.observe(now, status(Role::MeshLeader, true, None));
+        view.observe(now, stage0.clone());
+        assert!(view.to_ask(now).is_empty(), "everybody has the time to connect");
+        let later = now + SILENT;
+        assert_eq!(view.to_ask(later).len(), 2);
+
+        view.asked(stage0.instance, Presence::Gone);
+        assert!(view.snapshot(later).ready(), "it never said that it is there");
+        view.asked(stage0.instance, Presence::Here);
+        view.asked(stage0.instance, Presence::Unknown);
+        assert!(view.snapshot(later).ready(), "no answer says nothing");
+        view.asked(stage0.instance, Presence::Gone);
+        assert_eq!(view.snapshot(later).waiting_for.as_deref(), Some("stage0"));
+        assert!(!view.snapshot(later).alive.contains(&stage0.instance));
+
+        view.observe(later, stage0.clone());
+        assert!(view.snapshot(later).ready());
+        view.asked(stage0.instance, Presence::Gone);
+        view.set_connected(later, false);
+        view.set_connected(later, true);
+        assert!(view.snapshot(later).ready(), "it could not answer either");
     }
 
     #[test]

@@ -4,9 +4,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bus::Subscription;
+use bus::presence::{self, Presence};
 use contract::status::ProcessStatus;
-use contract::{CellId, Error, subjects};
+use contract::{Budget, CellId, Deadline, Error, InstanceId, subjects};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::warn;
 
@@ -18,6 +20,9 @@ const TICK: Duration = Duration::from_millis(100);
 const LATE: Duration = Duration::from_millis(500);
 /// Status messages that may wait: some ticks' worth of a large cell.
 const BACKLOG: usize = 256;
+/// How often those that the cell needs are asked whether they are there.
+const ASK: Duration = Duration::from_millis(250);
+const ANSWER: Budget = Budget::from_secs(1);
 const RESUBSCRIBE: Duration = Duration::from_millis(500);
 
 /// The latest snapshot, and its changes.
@@ -51,6 +56,9 @@ async fn run(cell: CellId, broker: Arc<Broker>, mut view: CellView, snapshots: w
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut ticked = Instant::now();
+    let mut ask = interval(ASK);
+    ask.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut asked = JoinSet::new();
     loop {
         if statuses.is_none() {
             statuses = subscribe(&cell, &broker).await;
@@ -69,6 +77,12 @@ async fn run(cell: CellId, broker: Arc<Broker>, mut view: CellView, snapshots: w
                 view.set_connected(now, broker.is_connected());
                 view.forget_the_dead(now);
             }
+            _ = ask.tick(), if asked.is_empty() => {
+                for instance in view.to_ask(Instant::now()) {
+                    asked.spawn(is_there(cell.clone(), Arc::clone(&broker), instance));
+                }
+            }
+            Some(Ok((instance, presence))) = asked.join_next() => view.asked(instance, presence),
             status = next(&mut statuses) => match status {
                 Some(status) => view.observe(Instant::now(), status),
                 None => statuses = None,
@@ -83,6 +97,11 @@ async fn run(cell: CellId, broker: Arc<Broker>, mut view: CellView, snapshots: w
             changed
         });
     }
+}
+
+async fn is_there(cell: CellId, broker: Arc<Broker>, instance: InstanceId) -> (InstanceId, Presence) {
+    let Ok(bus) = broker.control() else { return (instance, Presence::Unknown) };
+    (instance, presence::ask(bus, &cell, instance, Deadline::after(Instant::now(), ANSWER)).await)
 }
 
 async fn subscribe(cell: &CellId, broker: &Broker) -> Option<Subscription> {

@@ -45,6 +45,23 @@ async fn a_broker_that_goes_away_is_named_and_its_return_is_noticed() {
     drop(cell);
 }
 
+/// Its statuses go on, so that its silence tells nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stage0_of_which_the_broker_knows_nothing_any_more_is_missed_at_once() {
+    let nats = Nats::start();
+    let cell = Cell::start(&nats).await;
+    let gateway = Gateway::start(&nats, |_| {}).await;
+    gateway.ready().await;
+    let (endpoint, asked) = cell.stage0_is_there().await;
+    tokio::time::timeout(Duration::from_secs(10), asked.notified()).await.expect("stage0 is asked");
+    drop(endpoint);
+    eventually("waiting for stage0", async || {
+        let (status, body) = gateway.get("/ready").await;
+        (status == 503 && body["waiting_for"] == "stage0").then_some(())
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn loading_is_a_check_against_what_the_cell_serves() {
     let nats = Nats::start();

@@ -21,6 +21,7 @@ use contract::{
     CONTRACT_VERSION, CacheEpoch, CellId, ChunkIndex, Digest, Error, Incarnation, InstanceId, MeshEpoch,
     Reason, SessionId, WorldSize, subjects,
 };
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::interval;
 
@@ -68,7 +69,8 @@ pub(crate) struct Cell {
     bus: Bus,
     sessions: Sessions,
     tasks: Vec<JoinHandle<()>>,
-    _service: Service,
+    stage0: InstanceId,
+    service: Service,
     _create: Endpoint,
 }
 
@@ -82,8 +84,21 @@ impl Cell {
         let service = bus.service(info).await.unwrap();
         let sessions = Sessions::default();
         let create = serve_create(&bus, &service, &sessions).await;
-        let status = tokio::spawn(publish_status(bus.clone()));
-        Self { bus, sessions, tasks: vec![status], _service: service, _create: create }
+        let stage0 = InstanceId::random();
+        let status = tokio::spawn(publish_status(bus.clone(), stage0));
+        Self { bus, sessions, tasks: vec![status], stage0, service, _create: create }
+    }
+
+    /// Stage0 says that it is there, when it is asked, until the endpoint is dropped. The question is told.
+    pub(crate) async fn stage0_is_there(&self) -> (Endpoint, Arc<Notify>) {
+        let asked = Arc::new(Notify::new());
+        let subject = subjects::presence(&CellId::default(), self.stage0);
+        let told = Arc::clone(&asked);
+        let here = move |_, (): ()| {
+            told.notify_one();
+            std::future::ready(Ok(()))
+        };
+        (self.service.serve("presence", &subject, 1, here).await.unwrap(), asked)
     }
 
     /// Whatever `read` finds in the session, once there is something.
@@ -144,12 +159,12 @@ async fn publish_event(bus: &Bus, id: SessionId, incarnation: Incarnation, event
     let _ = bus.publish(&subjects::session_event(id), &message).await;
 }
 
-async fn publish_status(bus: Bus) {
-    let status = |role, mesh, stage0| ProcessStatus {
+async fn publish_status(bus: Bus, of_stage0: InstanceId) {
+    let status = |role, instance, mesh, stage0| ProcessStatus {
         version: CONTRACT_VERSION,
         cell: CellId::default(),
         role,
-        instance: InstanceId::random(),
+        instance,
         build: "test".to_owned(),
         ready: true,
         waiting_for: None,
@@ -191,7 +206,10 @@ async fn publish_status(bus: Bus) {
         fps: None,
         reports: Vec::new(),
     };
-    let messages = [status(Role::MeshLeader, Some(mesh), None), status(Role::Stage0, None, Some(stage0))];
+    let messages = [
+        status(Role::MeshLeader, InstanceId::random(), Some(mesh), None),
+        status(Role::Stage0, of_stage0, None, Some(stage0)),
+    ];
     let mut tick = interval(Duration::from_millis(STATUS_INTERVAL_MS));
     loop {
         tick.tick().await;
