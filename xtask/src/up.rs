@@ -19,6 +19,7 @@ use crate::outcome::Refused;
 use crate::setup;
 use crate::stack::{
     CONFIGURATION, Readiness, Refusal, Spec, Stack, Supervisor, Watch, free_ports, is_free, signals,
+    without_effect,
 };
 
 const TICK: Duration = Duration::from_millis(50);
@@ -51,9 +52,12 @@ pub struct Options {
 /// failed while building or starting.
 pub fn run(layout: &Layout, options: &Options) -> Result<()> {
     // Before the long part: a busy port is known now.
-    plan(layout, options)?;
+    let first = plan(layout, options)?;
+    for line in without_effect(|key| std::env::var_os(key).is_some()) {
+        println!("note: {line}");
+    }
     setup::run(layout, setup::Options::default())?;
-    build(layout)?;
+    build(layout, &first)?;
 
     if let Some(reckoner) = plan(layout, options)?.reckoner(layout) {
         println!("memory: {}", needed_memory(&reckoner)?);
@@ -123,8 +127,12 @@ pub fn needed_memory(reckoner: &Spec) -> Result<String> {
     }
 }
 
-fn build(layout: &Layout) -> Result<()> {
-    println!("building what has changed: everything, the first time, takes 15 to 20 minutes on two cores");
+fn build(layout: &Layout, stack: &Stack) -> Result<()> {
+    let built = stack.services(layout).iter().all(|spec| spec.program.exists());
+    println!(
+        "building{}",
+        if built { " what has changed" } else { ": the first time it takes 15 to 20 minutes on two cores" }
+    );
     // The workspace, not the four packages: the tests build it so, and another selection of packages selects other features
     // of what they share, and so compiles most dependencies once more.
     command::run(command::cargo().current_dir(layout.root()).args(["build", "--release", "--workspace"]))

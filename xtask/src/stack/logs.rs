@@ -12,8 +12,11 @@ const MAX_LINE: u64 = 16 * 1024;
 /// Lines kept to explain an end.
 const KEPT: usize = 20;
 
-/// The level in a line of the services' logs.
+/// The level in a line of the services' logs, and of the broker's.
 const INFORMATION: &str = " INFO ";
+const BROKER_INFORMATION: &str = " [INF] ";
+/// The broker says it at every start. The passwords are random, of this checkout alone, in files that only their owner can read.
+const PLAIN_PASSWORDS: &str = "[WRN] Plaintext passwords detected";
 
 /// The last lines that a process printed.
 #[derive(Clone, Debug, Default)]
@@ -31,9 +34,15 @@ impl Tail {
 
     /// The last line that is not empty, nor a log's mere information: a service says that it leaves after it said why.
     pub(super) fn last(&self) -> Option<String> {
-        let says_why = |line: &&String| !line.trim().is_empty() && !line.contains(INFORMATION);
+        let says_why =
+            |line: &&String| !line.trim().is_empty() && !line.contains(INFORMATION) && is_shown(line);
         self.0.lock().ok()?.iter().rev().find(says_why).cloned()
     }
+}
+
+/// Whether it is for the user of a stack: the broker's mere information is not, a screen full at each start.
+fn is_shown(line: &str) -> bool {
+    !line.contains(BROKER_INFORMATION) && !line.contains(PLAIN_PASSWORDS)
 }
 
 /// Shows a stream until it ends, from a thread of its own.
@@ -54,14 +63,27 @@ pub(super) fn pump(
             let line = String::from_utf8_lossy(&bytes);
             let line = line.trim_end_matches(['\n', '\r']);
             tail.push(line);
-            console.line(&format!("{prefix} {line}"));
+            if is_shown(line) {
+                console.line(&format!("{prefix} {line}"));
+            }
         }
     })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{KEPT, Tail};
+    use super::{KEPT, Tail, is_shown};
+
+    #[test]
+    fn of_the_broker_only_what_is_wrong_is_shown() {
+        let line = |text: &str| format!("[748] 2026/01/01 00:00:00.786869 {text}");
+        assert!(!is_shown(&line("[INF] Starting nats-server")));
+        assert!(!is_shown(&line("[WRN] Plaintext passwords detected, use nkeys or bcrypt")));
+        for wrong in ["[ERR] Error listening on port: 127.0.0.1:4222", "[WRN] Slow consumer", "[FTL] no"] {
+            assert!(is_shown(&line(wrong)));
+        }
+        assert!(is_shown("2026-01-01T00:00:00Z  INFO runtime::lifecycle: starting"));
+    }
 
     #[test]
     fn an_end_is_explained_by_the_error_and_not_by_what_is_logged_after_it() {

@@ -26,6 +26,24 @@ mod key {
     pub(super) const RANKS_BESIDE: &str = "KINEMESH_PLACEMENT__RANKS";
 }
 
+/// What is the stack's own to set, and what the user does instead.
+const OWN: [(&str, &str); 8] = [
+    (key::NATS_URL, "the stack has a broker of its own"),
+    (key::NATS_USER, "the stack has a broker of its own"),
+    (key::NATS_PASSWORD_FILE, "the stack has a broker of its own"),
+    (key::CELL_ID, "the stack is cell0"),
+    (key::HTTP_PORT, "use --port"),
+    (key::MODEL_NAME, "use --model"),
+    (key::WORLD_SIZE, "use --world-size"),
+    (key::LOG_FORMAT, "here logs are for people"),
+];
+
+/// A line for each variable that `is_set` and that no service of a stack will see.
+pub fn without_effect(is_set: impl Fn(&str) -> bool) -> Vec<String> {
+    let line = |(key, instead): &(&str, &str)| format!("{key} has no effect here: {instead}");
+    OWN.iter().filter(|(key, _)| is_set(key)).map(line).collect()
+}
+
 /// What the user chose.
 #[derive(Clone, Debug)]
 pub struct Stack {
@@ -173,7 +191,7 @@ mod tests {
     use std::fs;
     use std::path::PathBuf;
 
-    use super::{Stack, Threads, key};
+    use super::{OWN, Stack, Threads, key, without_effect};
     use crate::layout::Layout;
 
     fn stack(world_size: u16) -> Stack {
@@ -185,6 +203,20 @@ mod tests {
             model: "tiny".to_owned(),
             cores: 2,
             run_dir: PathBuf::from("/store"),
+        }
+    }
+
+    #[test]
+    fn what_the_stack_sets_itself_is_said_to_have_no_effect() {
+        assert!(without_effect(|_| false).is_empty());
+        let set = |name: &str| [key::NATS_URL, key::DEVICE_KIND].contains(&name);
+        let expected = "KINEMESH_NATS__URL has no effect here: the stack has a broker of its own";
+        assert_eq!(without_effect(set), [expected]);
+        // All of them are set for every service that reads them, whatever the environment says.
+        let layout = Layout::new(Some(PathBuf::from("/checkout")));
+        let specs = stack(2).services(&layout);
+        for (key, _) in OWN {
+            assert!(specs.iter().any(|spec| spec.env.iter().any(|(name, _)| name == key)), "{key}");
         }
     }
 
