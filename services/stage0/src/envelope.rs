@@ -39,12 +39,12 @@ impl Cargo {
 
 /// An embedding ready to travel, and what the mesh knows it by: made once for all the chunks that it conditions.
 #[derive(Debug)]
-pub(crate) struct Conditioning {
+pub(crate) struct EmbeddingCargo {
     cargo: Cargo,
     digest: Digest,
 }
 
-impl Conditioning {
+impl EmbeddingCargo {
     /// # Errors
     /// As [`Cargo::new`].
     pub(crate) fn new(embedding: &Tensor, dtype: Dtype) -> Result<Self, Error> {
@@ -64,7 +64,7 @@ pub(crate) struct Tensors {
     /// `[1, frames, C, h, w]`
     pub latents_in: Cargo,
     /// `[1, text_len, text_dim]`. Travels only when the mesh does not hold it.
-    pub conditioning: Conditioning,
+    pub conditioning: EmbeddingCargo,
     /// `[1, context_frames, C, h, w]`, exactly when the cache is rebuilt.
     pub context: Option<Cargo>,
 }
@@ -205,7 +205,7 @@ mod tests {
         let embedding = zeros(&model().conditioning_shape());
         Tensors {
             latents_in: Cargo(zeros(&model().latent_shape(SIZE, 3))),
-            conditioning: Conditioning::new(&embedding, Dtype::F32).unwrap(),
+            conditioning: EmbeddingCargo::new(&embedding, Dtype::F32).unwrap(),
             context: context.then(|| Cargo(zeros(&model().latent_shape(SIZE, 3)))),
         }
     }
@@ -260,7 +260,7 @@ mod tests {
     #[test]
     fn a_conditioning_is_known_by_what_travels() {
         let embedding = Tensor::full([1, 2, 3], 0.1, (Kind::Float, Device::Cpu));
-        let carried = Conditioning::new(&embedding, Dtype::Bf16).unwrap();
+        let carried = EmbeddingCargo::new(&embedding, Dtype::Bf16).unwrap();
         assert_eq!(carried.digest, digest(&embedding.to_kind(Kind::BFloat16)).unwrap());
         assert_eq!(carried.share().digest, carried.digest);
     }

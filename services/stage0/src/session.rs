@@ -21,7 +21,7 @@ use tch::Tensor;
 use tracing::{info, info_span, warn};
 use wan::vae::DecoderStream;
 
-use crate::envelope::Conditioning;
+use crate::envelope::EmbeddingCargo;
 use crate::events::Events;
 use crate::history::History;
 use crate::keeper::Keeper;
@@ -117,7 +117,7 @@ struct Session {
     settings: Settings,
     prompts: Option<PromptState>,
     /// Of the chunk before, if there was one.
-    conditioning: Option<Conditioning>,
+    conditioning: Option<EmbeddingCargo>,
     noise: Noise,
     decoder: DecoderStream,
     /// Of the first call, where another life of the session went before.

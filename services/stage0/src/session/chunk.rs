@@ -12,11 +12,12 @@ use tch::Tensor;
 
 use super::{PromptState, Session, Stop};
 use crate::context::context_frames;
-use crate::envelope::{self, Asking, Cargo, Conditioning, Tensors};
+use crate::envelope::{self, Asking, Cargo, EmbeddingCargo, Tensors};
 use crate::history::{FRAMES_PER_LATENT, Head, Position};
 use crate::media::Tag;
 use crate::mesh_client::{Done, Job};
 use crate::pictures;
+use crate::prompt::Conditioning;
 use crate::queue::Frame;
 
 /// A chunk that the mesh makes.
@@ -148,13 +149,11 @@ impl Session {
                 changes.changed = drained.parameters.clone();
             }
         }
-        let advanced = match &mut self.prompts {
+        let conditioning = match &mut self.prompts {
             Some(prompts) => prompts.advance(),
             None => return Err(Error::new(Reason::Internal, "a chunk without prompts").into()),
         };
-        if advanced.changed || self.conditioning.is_none() {
-            self.conditioning = Some(Conditioning::new(&advanced.embedding, self.parts.model.dtype)?);
-        }
+        let embedding = self.carried(&conditioning)?;
         let text_us = micros(at.elapsed());
         if changes.cut && self.history.next().current_start_frame > 0 {
             self.history.restart();
@@ -165,12 +164,12 @@ impl Session {
             self.decoder.clear();
             self.parts.output.flush_before(position.cache_epoch);
         }
-        let tensors = self.tensors(&position, context)?;
+        let tensors = self.tensors(&position, embedding, context)?;
         let mut started = Started {
             position,
             tensors,
-            new_conditioning: advanced.changed,
-            transition_active: advanced.transition_active,
+            new_conditioning: conditioning.changed,
+            transition_active: conditioning.transition_active,
             at,
             parameter_arrived: drained.arrived,
             timings: ChunkTimings { text_us, ..ChunkTimings::default() },
@@ -181,10 +180,22 @@ impl Session {
         Ok(started)
     }
 
-    fn tensors(&mut self, position: &Position, context: Option<&Tensor>) -> Result<Tensors, Stop> {
-        let Some(conditioning) = self.conditioning.as_ref().map(Conditioning::share) else {
-            return Err(Error::new(Reason::Internal, "a chunk without conditioning").into());
+    /// The embedding as it travels; that of the chunk before, if nothing has changed.
+    fn carried(&mut self, conditioning: &Conditioning) -> Result<EmbeddingCargo, Error> {
+        let embedding = match self.conditioning.take() {
+            Some(before) if !conditioning.changed => before,
+            _ => EmbeddingCargo::new(&conditioning.embedding, self.parts.model.dtype)?,
         };
+        self.conditioning = Some(embedding.share());
+        Ok(embedding)
+    }
+
+    fn tensors(
+        &mut self,
+        position: &Position,
+        conditioning: EmbeddingCargo,
+        context: Option<&Tensor>,
+    ) -> Result<Tensors, Stop> {
         let dtype = self.parts.model.dtype;
         let context = position.context.and(context);
         let context =
