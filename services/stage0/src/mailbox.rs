@@ -22,6 +22,13 @@ pub(crate) struct Drained {
     pub arrived: Option<Instant>,
 }
 
+/// What comes while a call is in flight.
+pub(crate) enum News {
+    Outcome(Outcome),
+    /// Prompts that the next chunk will need, of an update that came meanwhile.
+    Prompts(Vec<String>),
+}
+
 /// Why a session ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Ending {
@@ -42,6 +49,8 @@ pub(crate) struct Asked(u64);
 
 struct State {
     waiting: Drained,
+    /// Update number of the newest prompts that were told of.
+    told: u64,
     paused: bool,
     viewers: Viewers,
     /// The call whose answer is awaited, or was taken.
@@ -55,6 +64,21 @@ pub(crate) struct Mailbox {
     changed: Condvar,
 }
 
+impl State {
+    /// Texts of the prompts that wait, once for each update.
+    fn untold_prompts(&mut self) -> Option<Vec<String>> {
+        if self.told == self.waiting.update {
+            return None;
+        }
+        self.told = self.waiting.update;
+        let Parameters { prompts, transition, .. } = &self.waiting.parameters;
+        let target = transition.iter().flat_map(|transition| &transition.target_prompts);
+        let texts: Vec<_> =
+            prompts.iter().flatten().chain(target).map(|prompt| prompt.text.clone()).collect();
+        (!texts.is_empty()).then_some(texts)
+    }
+}
+
 impl Mailbox {
     /// Holds the parameters that the session is created with; they contain all updates up to number `update`.
     pub(crate) fn new(initial: Parameters, update: u64, patience: Patience, now: Instant) -> Self {
@@ -62,7 +86,7 @@ impl Mailbox {
         let waiting = Drained { parameters: initial, update, arrived: Some(now) };
         let viewers = Viewers::new(patience, now);
         let asked = Asked::default();
-        let state = State { waiting, paused, viewers, asked, outcome: None, ending: None };
+        let state = State { waiting, told: update, paused, viewers, asked, outcome: None, ending: None };
         Self { state: Mutex::new(state), changed: Condvar::new() }
     }
 
@@ -167,11 +191,11 @@ impl Mailbox {
         drop(self.changed.wait_timeout(self.lock(), limit));
     }
 
-    /// Waits for the answer of the call in flight.
+    /// Waits for the answer of the call in flight, or for prompts to come.
     ///
     /// # Errors
     /// Why the session must end meanwhile.
-    pub(crate) fn outcome(&self, until: Instant) -> Result<Outcome, Ending> {
+    pub(crate) fn news(&self, until: Instant) -> Result<News, Ending> {
         let mut state = self.lock();
         loop {
             let now = Instant::now();
@@ -179,11 +203,14 @@ impl Mailbox {
                 return Err(ending.clone());
             }
             if let Some(outcome) = state.outcome.take() {
-                return Ok(outcome);
+                return Ok(News::Outcome(outcome));
+            }
+            if let Some(texts) = state.untold_prompts() {
+                return Ok(News::Prompts(texts));
             }
             if now >= until {
                 let error = Error::new(Reason::BudgetSpent, "the mesh client did not answer in time");
-                return Ok(Outcome::failed(error));
+                return Ok(News::Outcome(Outcome::failed(error)));
             }
             let left = (until - now).min(Duration::from_secs(1));
             state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
@@ -193,6 +220,8 @@ impl Mailbox {
 
 #[cfg(test)]
 mod tests {
+    use contract::params::Prompt;
+
     use super::*;
 
     const PATIENCE: Patience =
@@ -247,11 +276,28 @@ mod tests {
         let second = mailbox.ask();
         mailbox.deliver(second, failed("second"));
         mailbox.deliver(first, failed("first"));
-        let outcome = mailbox.outcome(Instant::now()).unwrap();
+        let Ok(News::Outcome(outcome)) = mailbox.news(Instant::now()) else { panic!("an outcome is there") };
         assert_eq!(
             outcome.result.err().unwrap().to_string(),
             failed("second").result.err().unwrap().to_string()
         );
+    }
+
+    #[test]
+    fn prompts_that_come_while_a_call_is_in_flight_are_told_once_and_still_wait() {
+        let (mailbox, now) = (mailbox(), Instant::now());
+        let told = || match mailbox.news(now).unwrap() {
+            News::Prompts(texts) => texts,
+            News::Outcome(_) => Vec::new(),
+        };
+        assert!(told().is_empty());
+        mailbox.update(seed(1), now);
+        assert!(told().is_empty(), "there is no prompt in it");
+        let fox = vec![Prompt { text: "a fox".to_owned(), weight: 1.0 }];
+        mailbox.update(Parameters { prompts: Some(fox), ..Parameters::default() }, now);
+        assert_eq!(told(), ["a fox"]);
+        assert!(told().is_empty());
+        assert!(mailbox.drain().parameters.prompts.is_some());
     }
 
     #[test]

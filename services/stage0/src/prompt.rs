@@ -122,6 +122,14 @@ impl PromptState {
         Ok(changed)
     }
 
+    /// Encodes texts that an update will name, so that it need not wait for them.
+    ///
+    /// # Errors
+    /// One cannot be encoded.
+    pub(crate) fn prepare(&mut self, texts: &[String], encode: Encode) -> Result<(), Error> {
+        texts.iter().try_for_each(|text| self.encoded.get(text, encode).map(|_| ()))
+    }
+
     /// The embedding of the next chunk; a transition takes one step.
     pub(crate) fn advance(&mut self) -> Conditioning {
         let (embedding, changed, transition_active) = self.blender.advance();
@@ -322,6 +330,16 @@ mod tests {
         assert!(first.allclose(&state.advance().embedding, 1e-6, 1e-6, false));
         state.apply(&blended([0.0, 1.0]), &mut |text| texts.encode(text)).unwrap();
         assert!(state.advance().embedding.allclose(&Texts::embedding("an owl"), 1e-5, 1e-5, false));
+    }
+
+    #[test]
+    fn a_text_that_was_prepared_is_not_encoded_again() {
+        let (mut state, mut texts) = started("a fox");
+        state.prepare(&["an owl".to_owned()], &mut |text| texts.encode(text)).unwrap();
+        assert!(!state.advance().changed, "it is not in force yet");
+        state.apply(&prompts("an owl"), &mut |text| texts.encode(text)).unwrap();
+        assert!(state.advance().embedding.equal(&Texts::embedding("an owl")));
+        assert_eq!(texts.0, ["a fox", "an owl"]);
     }
 
     #[test]

@@ -18,16 +18,16 @@ use contract::ids::SessionSlot;
 use contract::model::ModelInfo;
 use contract::params::Parameters;
 use tch::Tensor;
-use tracing::{info, info_span, warn};
+use tracing::{debug, info, info_span, warn};
 use wan::vae::DecoderStream;
 
 use crate::envelope::EmbeddingCargo;
 use crate::events::Events;
 use crate::history::History;
 use crate::keeper::Keeper;
-use crate::mailbox::{Ending, Mailbox};
+use crate::mailbox::{Ending, Mailbox, News};
 use crate::media::Stream;
-use crate::mesh_client::MeshHandle;
+use crate::mesh_client::{MeshHandle, Outcome};
 use crate::output::Output;
 use crate::pacer::RateMeter;
 use crate::prompt::PromptState;
@@ -240,9 +240,7 @@ impl Session {
     /// Waits for the chunk, again and again where a call fails and the history can go on.
     fn complete(&mut self, mut started: Started) -> Result<Arrived, Stop> {
         loop {
-            let until = Instant::now() + self.parts.mesh.patience();
-            let outcome = self.parts.mailbox.outcome(until)?;
-            match outcome.result {
+            match self.outcome()?.result {
                 Ok(done) => {
                     self.faults.succeeded();
                     self.history.completed();
@@ -257,6 +255,25 @@ impl Session {
             } else {
                 // The cache cannot be rebuilt: another history begins.
                 started = self.start(None)?;
+            }
+        }
+    }
+
+    /// Waits for the answer of the call in flight. Prompts that come meanwhile are encoded: the chunk that they are for need not
+    /// wait for that.
+    fn outcome(&mut self) -> Result<Outcome, Ending> {
+        let until = Instant::now() + self.parts.mesh.patience();
+        loop {
+            match self.parts.mailbox.news(until)? {
+                News::Outcome(outcome) => return Ok(outcome),
+                News::Prompts(texts) => {
+                    let studio = self.parts.studio.clone();
+                    let Some(prompts) = &mut self.prompts else { continue };
+                    // What cannot be encoded is told when it is to be applied.
+                    if let Err(error) = prompts.prepare(&texts, &mut |text| studio.encode_text(text)) {
+                        debug!(%error, "a prompt could not be encoded ahead");
+                    }
+                }
             }
         }
     }
