@@ -396,8 +396,11 @@ async fn report(outcome: RunOutcome, links: Arc<LinkDesk>, deliver: Option<Lease
             .map(Some),
         _ => Ok(None),
     };
-    if let Err(error) = &latents_out {
-        error!(%error, "a result could not be delivered");
+    match &latents_out {
+        Ok(_) => {}
+        // Whoever asked has given its lease back, or lost it, since.
+        Err(error) if error.reason == Reason::Fenced => debug!(%error, "nobody wants the result any more"),
+        Err(error) => error!(%error, "a result could not be delivered"),
     }
     let finish_us = outcome.timings.finish_us + MeshTimings::micros(started.elapsed());
     RunReport {
