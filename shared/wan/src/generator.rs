@@ -140,6 +140,7 @@ impl Generator {
     pub fn without_graphs(&mut self, because: &str) {
         self.graphs = Graphs::Off { because: because.to_owned() };
         self.drop_graphs();
+        self.pool = None;
     }
 
     pub fn graphs(&self) -> &Graphs {

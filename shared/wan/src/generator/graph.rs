@@ -99,7 +99,7 @@ impl Generator {
                 Err(error)
             }
             Err(error) => {
-                self.graphs = Graphs::Off { because: format!("a capture failed: {error}") };
+                self.without_graphs(&format!("a capture failed: {error}"));
                 Ok(None)
             }
         }
