@@ -19,7 +19,6 @@ use crate::outcome::Refused;
 use crate::setup;
 use crate::stack::{
     CONFIGURATION, Readiness, Refusal, Spec, Stack, Supervisor, Watch, free_ports, is_free, signals,
-    without_effect,
 };
 
 const TICK: Duration = Duration::from_millis(50);
@@ -53,8 +52,8 @@ pub struct Options {
 pub fn run(layout: &Layout, options: &Options) -> Result<()> {
     // Before the long part: a busy port is known now.
     let first = plan(layout, options)?;
-    for line in without_effect(|key| std::env::var_os(key).is_some()) {
-        println!("note: {line}");
+    for key in first.overridden(layout, |key| std::env::var_os(key)) {
+        println!("note: {key} has no effect here: the stack sets it itself; --help says what can be chosen");
     }
     setup::run(layout, setup::Options::default())?;
     build(layout, &first)?;

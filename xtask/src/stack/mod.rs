@@ -14,5 +14,5 @@ pub use backoff::Backoff;
 pub use ports::{free_ports, is_free};
 pub use process::{Phase, Spec};
 pub use readiness::{Readiness, Watch};
-pub use services::{Stack, without_effect};
+pub use services::Stack;
 pub use supervisor::{CONFIGURATION, Refusal, Supervisor};

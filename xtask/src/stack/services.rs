@@ -1,5 +1,6 @@
 //! What the stack consists of, and the one table of configuration keys that it sets.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
 use std::path::PathBuf;
@@ -24,24 +25,6 @@ mod key {
     pub(super) const DEVICE_THREADS: &str = "KINEMESH_DEVICE__THREADS";
     pub(super) const STAGE0_BESIDE: &str = "KINEMESH_PLACEMENT__STAGE0";
     pub(super) const RANKS_BESIDE: &str = "KINEMESH_PLACEMENT__RANKS";
-}
-
-/// What is the stack's own to set, and what the user does instead.
-const OWN: [(&str, &str); 8] = [
-    (key::NATS_URL, "the stack has a broker of its own"),
-    (key::NATS_USER, "the stack has a broker of its own"),
-    (key::NATS_PASSWORD_FILE, "the stack has a broker of its own"),
-    (key::CELL_ID, "the stack is cell0"),
-    (key::HTTP_PORT, "use --port"),
-    (key::MODEL_NAME, "use --model"),
-    (key::WORLD_SIZE, "use --world-size"),
-    (key::LOG_FORMAT, "here logs are for people"),
-];
-
-/// A line for each variable that `is_set` and that no service of a stack will see.
-pub fn without_effect(is_set: impl Fn(&str) -> bool) -> Vec<String> {
-    let line = |(key, instead): &(&str, &str)| format!("{key} has no effect here: {instead}");
-    OWN.iter().filter(|(key, _)| is_set(key)).map(line).collect()
 }
 
 /// What the user chose.
@@ -76,6 +59,19 @@ impl Stack {
         // Neither folder goes while something is in it.
         let _ = fs::remove_dir(self.flight_dir());
         let _ = fs::remove_dir(&self.run_dir);
+    }
+
+    /// Variables of the environment that no service will see as they are: the stack sets others in their place.
+    pub fn overridden(
+        &self,
+        layout: &Layout,
+        environment: impl Fn(&str) -> Option<OsString>,
+    ) -> BTreeSet<String> {
+        let set = self.services(layout).into_iter().flat_map(|spec| spec.env);
+        let differs = |(key, value): &(String, OsString)| {
+            key.starts_with("KINEMESH_") && environment(key).is_some_and(|own| own != *value)
+        };
+        set.filter(differs).map(|(key, _)| key).collect()
     }
 
     /// What this stack's own broker calls itself.
@@ -191,7 +187,7 @@ mod tests {
     use std::fs;
     use std::path::PathBuf;
 
-    use super::{OWN, Stack, Threads, key, without_effect};
+    use super::{Stack, Threads, key};
     use crate::layout::Layout;
 
     fn stack(world_size: u16) -> Stack {
@@ -207,17 +203,20 @@ mod tests {
     }
 
     #[test]
-    fn what_the_stack_sets_itself_is_said_to_have_no_effect() {
-        assert!(without_effect(|_| false).is_empty());
-        let set = |name: &str| [key::NATS_URL, key::DEVICE_KIND].contains(&name);
-        let expected = "KINEMESH_NATS__URL has no effect here: the stack has a broker of its own";
-        assert_eq!(without_effect(set), [expected]);
-        // All of them are set for every service that reads them, whatever the environment says.
+    fn what_the_stack_sets_otherwise_is_told_and_what_it_passes_on_is_not() {
         let layout = Layout::new(Some(PathBuf::from("/checkout")));
-        let specs = stack(2).services(&layout);
-        for (key, _) in OWN {
-            assert!(specs.iter().any(|spec| spec.env.iter().any(|(name, _)| name == key)), "{key}");
-        }
+        let overridden = |own: &[(&str, &str)]| {
+            let value = |key: &str| own.iter().find(|(name, _)| *name == key).map(|(_, value)| value.into());
+            Vec::from_iter(stack(2).overridden(&layout, value))
+        };
+        assert!(overridden(&[]).is_empty());
+        assert!(overridden(&[(key::MODEL_NAME, "tiny"), ("KINEMESH_STAGE0__SESSIONS", "2")]).is_empty());
+        let own = [
+            (key::NATS_URL, "nats://elsewhere:4222"),
+            (key::MODEL_NAME, "demo"),
+            (key::DEVICE_THREADS, "64"),
+        ];
+        assert_eq!(overridden(&own), [key::DEVICE_THREADS, key::MODEL_NAME, key::NATS_URL]);
     }
 
     #[test]
