@@ -17,6 +17,9 @@ def main(args):
 
         chromium.wait_frames(page, 20)
         result["examples"] = page.is_visible("#examples")
+        waits = ["stage0: draining", "mesh: recovering: rank 1 stopped", "mesh: loading"]
+        result["leaving"] = page.evaluate("async (waits) => waits.map((await import('/assets/texts.js')).leaving)", waits)
+        result["notes"] = [note.get_attribute("data-model") for note in page.query_selector_all("[data-model]") if note.is_visible()]
         page.select_option("#transition", "2")
         chromium.type_prompt(page, "a blue whale")
         result["transition"] = [chromium.wait_text(page, "#sent", "changing …"), chromium.wait_text(page, "#sent", "changed")]

@@ -4,9 +4,14 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use system_tests::{Cell, python};
+use bus::presence::{self, Presence};
+use contract::status::Role;
+use contract::{Budget, Deadline};
+use system_tests::{Cell, Signal, python, wait};
+
+const MINUTE: Duration = Duration::from_secs(60);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stranger_discovers_asks_and_is_refused_as_the_account_says() {
@@ -39,4 +44,21 @@ async fn a_stranger_discovers_asks_and_is_refused_as_the_account_says() {
     assert_ne!(seen["mesh_call_as_gateway"], "answered");
     let errors = seen["gateway_errors"].to_string().to_lowercase();
     assert!(errors.contains("permissions violation"), "{errors}");
+}
+
+/// With the accounts of the product: the gateway may ask, leader and stage0 may hear.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_killed_is_not_there_any_more_for_the_gateway() {
+    let cell = Cell::builder().ready().await;
+    let (gateway, id) = (cell.bus("gateway").await, cell.id());
+    for (process, role) in [("stage0", Role::Stage0), ("leader", Role::MeshLeader)] {
+        let instance = cell.status(|status| status.role == role).await.instance;
+        let ask = || {
+            let deadline = Deadline::after(Instant::now(), Budget::from_secs(5));
+            presence::ask(&gateway, &id, instance, deadline)
+        };
+        assert_eq!(ask().await, Presence::Here, "{process}");
+        cell.signal(process, Signal::Kill);
+        wait::until(process, MINUTE, || async { (ask().await == Presence::Gone).then_some(()) }).await;
+    }
 }

@@ -61,6 +61,8 @@ async fn the_page_says_what_became_of_what_was_sent_and_shows_what_others_change
         "{seen}"
     );
     assert_eq!(seen["examples"], false, "the tiny model has none to offer: {seen}");
+    assert_eq!(seen["leaving"], json!([true, false, false]), "{seen}");
+    assert_eq!(seen["notes"], json!(["tiny"]), "{seen}");
     let cache_epoch = |when: &str| seen["cache_epoch"][when].as_u64().unwrap();
     assert!(cache_epoch("after") > cache_epoch("before"), "a reset begins a new history: {seen}");
     assert_eq!(seen["followed"], json!({"steps": "[1000,400]", "bias": "0.50"}), "{seen}");

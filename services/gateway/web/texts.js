@@ -3,6 +3,7 @@
 const STOPPED = 'a part of the server stopped; the picture goes on by itself once it is back';
 const SILENT = 'a part of the server does not answer';
 const BUSY = 'the server is busy with another viewer';
+const LEAVING = 'the server is shutting down';
 
 /** What `/ready` waits for: the first that fits. */
 const WAITS = [
@@ -11,7 +12,7 @@ const WAITS = [
   [/recovering|fault|end of call/, () => STOPPED],
   [/lease/, () => 'another part of the server is still in charge; this takes a few seconds'],
   [/workers|leader key|forming/, () => 'the parts of the server are coming together'],
-  [/draining|shutdown|stopped/, () => 'the server is shutting down'],
+  [/draining|shutdown|stopped/, () => LEAVING],
   [/no leader/, () => 'a part of the server is not running; it goes on when it is back'],
   [/broker/, () => 'the parts of the server do not reach each other yet'],
 ];
@@ -28,7 +29,7 @@ const PROBLEMS = {
   rank_lost: STOPPED,
   call_aborted: STOPPED,
   stale_epoch: STOPPED,
-  draining: 'the server is shutting down',
+  draining: LEAVING,
   broker_unavailable: SILENT,
   no_responders: SILENT,
   budget_spent: SILENT,
@@ -43,7 +44,7 @@ const PROBLEMS = {
 };
 
 /** Whether the server will not get ready any more, of what it says that it waits for. */
-export const leaving = (raw) => /draining|shutdown|stopped/.test(raw);
+export const leaving = (raw) => waiting(raw) === LEAVING;
 
 export function waiting(raw) {
   for (const [pattern, words] of WAITS) {
