@@ -11,9 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::origins::AllowedOrigins;
 
-/// The WebRTC stack warns once or more for every connection that is well.
-const WEBRTC_NOISE: &str =
-    ",rtc=warn,webrtc=warn,rtc_ice::agent=error,rtc_dtls::config=error,rtc_sctp::endpoint=error";
+/// The WebRTC stack warns once or more for every connection that is well, and calls it an error that a viewer leaves.
+const WEBRTC_NOISE: &str = ",rtc=warn,webrtc=warn,rtc_ice::agent=error,rtc_dtls::config=error,rtc_sctp::endpoint=error,\
+    rtc_sctp::association=off";
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default)]
@@ -202,8 +202,14 @@ mod tests {
     fn what_the_webrtc_stack_warns_of_in_healthy_connections_is_not_logged() {
         let filter = loaded(&[]).unwrap().common.log.filter;
         assert!(filter.starts_with(&Common::default().log.filter));
-        for target in ["rtc_ice::agent", "rtc_dtls::config", "rtc_sctp::endpoint"] {
-            assert!(filter.split(',').any(|directive| directive == format!("{target}=error")), "{filter}");
+        let quiet = [
+            "rtc_ice::agent=error",
+            "rtc_dtls::config=error",
+            "rtc_sctp::endpoint=error",
+            "rtc_sctp::association=off",
+        ];
+        for wanted in quiet {
+            assert!(filter.split(',').any(|directive| directive == wanted), "{filter}");
         }
     }
 }
