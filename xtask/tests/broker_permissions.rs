@@ -110,6 +110,13 @@ fn every_service_reports_its_status_and_only_an_operator_commands_a_cell() {
 }
 
 #[test]
+fn the_gateway_and_the_leader_ask_whether_those_they_need_are_there() {
+    let subject = subjects::presence(&CellId::default(), InstanceId::random());
+
+    assert_directions(&subject, &["gateway", "leader"], &["stage0", "leader"]);
+}
+
+#[test]
 fn whoever_answers_an_operator_asks_the_flight_recorders() {
     let subject = subjects::recorder(&CellId::default(), InstanceId::random());
 

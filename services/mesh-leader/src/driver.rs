@@ -5,6 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bus::presence::{self, Presence};
 use bus::{Bus, Endpoint};
 use collectives::Rendezvous;
 use contract::envelope::{EnvelopeV1, Reply};
@@ -23,10 +24,16 @@ use contract::budget::Budget;
 use contract::envelope::Lease;
 use contract::envelope::MeshTimings;
 use contract::model::ModelInfo;
+use contract::status::STATUS_TIMEOUT_MS;
 
 use crate::board::Board;
 use crate::key::Order;
 use crate::link::LinkDesk;
+
+/// How long the holder of a lease has to say that it is there.
+const ANSWER: Budget = Budget::from_millis(500);
+/// Once this process is connected, all others have so long to be too before they can be missed.
+const SETTLED: Duration = Duration::from_millis(STATUS_TIMEOUT_MS);
 
 /// What reaches the driver.
 pub(crate) enum Event {
@@ -97,6 +104,8 @@ pub(crate) struct DriverState {
     /// Tensors of the plan that was fetched last.
     fetched: Option<(PlanId, CallTensors)>,
     ended: Option<Ended>,
+    /// When the connection to the broker changed last.
+    connected: Option<Instant>,
 }
 
 impl Driver {
@@ -110,6 +119,8 @@ impl Driver {
         let mut tick = interval(self.timing.tick);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut draining = false;
+        let mut connection = self.bus.state();
+        self.state.connected = Some(Instant::now());
         self.perform(first).await;
         loop {
             let inputs = tokio::select! {
@@ -122,6 +133,10 @@ impl Driver {
                     Some(event) => self.input_of(event).into_iter().collect(),
                     None => vec![Input::EpochLost { reason: "the event queue is closed".to_owned() }],
                 },
+                Ok(()) = connection.changed() => {
+                    self.state.connected = Some(Instant::now());
+                    Vec::new()
+                }
                 _ = tick.tick() => vec![Input::Tick],
             };
             for input in inputs {
@@ -215,6 +230,7 @@ impl Driver {
                     }
                 }
                 Action::Answer { ticket, result } => self.answer(ticket, result),
+                Action::Seek { lease } => self.seek(lease),
                 Action::OpenLink { lease } => self.open_link(lease),
                 Action::CloseLink => self.links.close(),
                 Action::Fetch { plan, source } => self.fetch(*plan, source),
@@ -268,6 +284,17 @@ impl Driver {
                 .await
                 .unwrap_or_else(|reason| Event::Machine(Input::EpochLost { reason }));
             let _ = tx.send(event).await;
+        });
+    }
+
+    fn seek(&self, lease: Lease) {
+        let (bus, tx, cell) = (self.bus.clone(), self.tx.clone(), self.cell.clone());
+        let settled = self.state.connected.is_some_and(|since| since.elapsed() >= SETTLED);
+        tokio::spawn(async move {
+            let deadline = Deadline::after(Instant::now(), ANSWER);
+            let presence = presence::ask(&bus, &cell, lease.controller, deadline).await;
+            let gone = settled && presence == Presence::Gone;
+            let _ = tx.send(Event::Machine(Input::Sought { lease, gone })).await;
         });
     }
 

@@ -8,10 +8,12 @@ use contract::{CallId, Error, InstanceId, LeaseEpoch, Reason};
 use crate::invariants::{self, Violation};
 
 /// At most one lease is in force. It is renewed by every action; after its TTL another controller may take it, and
-/// until one does its holder may go on.
+/// until one does its holder may go on. Of a holder that is gone the lease ends before: who wants it makes the leader
+/// look for the holder.
 #[derive(Clone, Debug)]
 pub struct LeaseBook {
     ttl: Duration,
+    absence: Duration,
     granted: LeaseEpoch,
     held: Option<Held>,
     /// The newest call of whoever held a lease last. It outlives the lease, so that a HELLO heard again takes nothing.
@@ -23,12 +25,16 @@ struct Held {
     lease: Lease,
     expires: Instant,
     last_call: CallId,
+    /// The shell looks for the holder.
+    sought: bool,
+    /// The first time that it was not found, since it spoke last.
+    missing: Option<Instant>,
 }
 
 impl LeaseBook {
     #[must_use]
-    pub fn new(ttl: Duration) -> Self {
-        Self { ttl, granted: LeaseEpoch(0), held: None, newest: None }
+    pub fn new(ttl: Duration, absence: Duration) -> Self {
+        Self { ttl, absence, granted: LeaseEpoch(0), held: None, newest: None }
     }
 
     /// Grants the next lease epoch.
@@ -53,8 +59,26 @@ impl LeaseBook {
         self.newest = Some((controller, call));
         self.granted = self.granted.next();
         let lease = Lease { controller, epoch: self.granted };
-        self.held = Some(Held { lease, expires: now + self.ttl, last_call: call });
+        let expires = now + self.ttl;
+        self.held = Some(Held { lease, expires, last_call: call, sought: false, missing: None });
         Ok(lease)
+    }
+
+    /// The lease whose holder is to be looked for, because another asked for it; none while that is being done.
+    pub fn seek(&mut self, now: Instant) -> Option<Lease> {
+        let held = self.held.as_mut().filter(|held| now < held.expires && !held.sought)?;
+        held.sought = true;
+        Some(held.lease)
+    }
+
+    /// What came of looking, unless the holder spoke meanwhile. One that stays away has lost its lease.
+    pub fn sought(&mut self, now: Instant, lease: Lease, gone: bool) {
+        let Some(held) = self.held.as_mut().filter(|held| held.lease == lease && held.sought) else { return };
+        held.sought = false;
+        held.missing = gone.then(|| held.missing.unwrap_or(now));
+        if held.missing.is_some_and(|since| now.saturating_duration_since(since) >= self.absence) {
+            held.expires = now;
+        }
     }
 
     /// Whether `envelope` comes from the holder; renews the lease if so.
@@ -70,7 +94,7 @@ impl LeaseBook {
         };
         match &mut self.held {
             Some(held) if held.lease == (Lease { controller: envelope.controller, epoch: claimed }) => {
-                held.expires = now + self.ttl;
+                (held.expires, held.sought, held.missing) = (now + self.ttl, false, None);
                 Ok(held.lease)
             }
             Some(held) => Err(Error::new(

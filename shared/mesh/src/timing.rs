@@ -7,6 +7,9 @@ pub struct Timing {
     pub tick: Duration,
     /// A lease that was not renewed for this long may be taken by another controller.
     pub lease_ttl: Duration,
+    /// A controller whose lease another wants, and of which the broker knew nothing for this long, has lost it. It is more
+    /// than reconnecting takes.
+    pub absence: Duration,
     /// A liveness socket that is silent for this long means a stopped peer.
     pub beat_silence: Duration,
     /// A worker that did not hear its leader for this long drops the epoch.
@@ -42,6 +45,7 @@ impl Default for Timing {
         Self {
             tick: Duration::from_millis(50),
             lease_ttl: Duration::from_secs(3),
+            absence: Duration::from_millis(200),
             beat_silence: Duration::from_millis(800),
             watchdog: Duration::from_secs(5),
             orphan_grace: Duration::from_secs(120),

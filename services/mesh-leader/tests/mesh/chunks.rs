@@ -2,7 +2,7 @@
 
 use crate::harness::{self, Mesh};
 use contract::Reason;
-use contract::envelope::{Action, MeshPhase, MeshState, Reply};
+use contract::envelope::{Action, MeshPhase, Reply};
 use contract::status::Role;
 
 fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
@@ -103,23 +103,20 @@ async fn after_a_workers_death_the_next_chunk_is_that_of_a_hard_cut_with_the_sam
     let mut controller = mesh.controller().await;
     controller.three_chunks(1).await;
     let call = controller.chunk(1, 3);
-    let noops: Vec<_> = (0..50).map(|_| controller.envelope(Action::Noop)).collect();
     let worker = mesh.workers.pop().unwrap();
+    // Stopped, it cannot finish the call before it dies.
+    worker.signal(libc::SIGSTOP);
     let kill_while_it_runs = async {
-        let mut pause = tokio::time::interval(std::time::Duration::from_millis(20));
-        // The call goes first: a lower id than one that was seen is refused.
-        pause.tick().await;
-        for noop in &noops {
-            pause.tick().await;
-            let answer = harness::request(&mesh.bus, noop, 1_000).await;
-            if matches!(answer, Ok(Reply::Noop(MeshState { running: Some(_), .. }))) {
-                break;
-            }
-        }
+        mesh.status(|s| s.mesh.as_ref().is_some_and(|m| m.running.is_some())).await;
         worker.signal(libc::SIGKILL);
+        std::future::pending::<()>().await;
     };
-    let (answer, ()) = tokio::join!(controller.send(&call), kill_while_it_runs);
+    let answer = tokio::select! {
+        answer = controller.send(&call) => answer,
+        () = kill_while_it_runs => unreachable!("it waits for the answer"),
+    };
     assert_eq!(answer.unwrap_err().reason, Reason::RankLost);
+    worker.signal(libc::SIGKILL);
     mesh.workers.push(harness::spawn("tp-worker", &mesh.broker, &[], false));
     let epoch = controller.epoch;
     mesh.status(|s| {

@@ -1,5 +1,6 @@
 //! What is refused, how it is named on the asker's side, and that the mesh serves on afterwards.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::harness::{self, Broker, Controller, Mesh, spawn};
@@ -86,13 +87,37 @@ async fn a_refused_envelope_names_what_is_wrong_and_the_mesh_serves_on() {
     controller.latents(&good).await;
 }
 
+/// Asks for the lease until it is given.
+async fn successor(mesh: &Mesh) -> Controller {
+    let asking = async {
+        loop {
+            match Controller::attach(&mesh.bus).await {
+                Ok(controller) => return controller,
+                Err(error) => assert_eq!(error.reason, Reason::LeaseHeld, "{error}"),
+            }
+        }
+    };
+    tokio::time::timeout(harness::PATIENCE, asking).await.expect("the lease is given")
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_second_controller_is_refused_at_once_and_an_older_lease_is_fenced() {
+async fn a_controller_that_is_silent_for_the_time_of_its_lease_may_be_replaced() {
     let mesh = Mesh::start(1, &["mesh.lease_ttl_ms=600"]).await;
+    let first = mesh.controller().await;
+    let _there = first.is_there().await;
+    successor(&mesh).await.three_chunks(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_controller_is_refused_while_the_first_is_there_and_an_older_lease_is_fenced() {
+    let mesh = Mesh::start(1, &["mesh.lease_ttl_ms=600000"]).await;
     let mut first = mesh.controller().await;
-    let Err(error) = Controller::attach(&mesh.bus).await else { panic!("two controllers") };
-    assert_eq!(error.reason, Reason::LeaseHeld, "{error}");
-    assert!(error.message.contains(&first.instance.to_string()));
+    let (there, asked) = first.is_there().await;
+    while asked.load(Ordering::Relaxed) < 3 {
+        let Err(error) = Controller::attach(&mesh.bus).await else { panic!("two controllers") };
+        assert_eq!(error.reason, Reason::LeaseHeld, "{error}");
+        assert!(error.message.contains(&first.instance.to_string()));
+    }
 
     let error = {
         let mut envelope = first.envelope(Action::Noop);
@@ -102,15 +127,8 @@ async fn a_second_controller_is_refused_at_once_and_an_older_lease_is_fenced() {
     assert_eq!(error.reason, Reason::Fenced, "{error}");
 
     let call = first.chunk(1, 0);
-    // Not renewed, it may be taken; whoever held it before is history.
-    let give_up = std::time::Instant::now() + harness::PATIENCE;
-    let mut second = loop {
-        match Controller::attach(&mesh.bus).await {
-            Ok(second) => break second,
-            Err(error) => assert_eq!(error.reason, Reason::LeaseHeld, "{error}"),
-        }
-        assert!(std::time::Instant::now() < give_up);
-    };
+    drop(there);
+    let mut second = successor(&mesh).await;
     assert_eq!(first.noop().await.unwrap_err().reason, Reason::Fenced);
     assert_eq!(first.refused(call).await.reason, Reason::Fenced);
     second.three_chunks(1).await;

@@ -76,7 +76,12 @@ impl Leader {
         }
         let lease = match self.lease.grant(now, envelope.controller, envelope.call_id) {
             Ok(lease) => lease,
-            Err(error) => return Some(Err(error)),
+            Err(error) => {
+                if error.reason == Reason::LeaseHeld {
+                    out.extend(self.lease.seek(now).map(|lease| Action::Seek { lease }));
+                }
+                return Some(Err(error));
+            }
         };
         let fenced = Error::new(Reason::Fenced, format!("lease {} is in force now", lease.epoch));
         self.end_hello(&fenced, out);

@@ -36,6 +36,12 @@ pub enum Input {
         digest: Digest,
         deadline: Instant,
     },
+    /// The answer to [`Action::Seek`].
+    Sought {
+        lease: Lease,
+        /// The broker has no connection of it.
+        gone: bool,
+    },
     /// The answer to [`Action::OpenLink`].
     LinkOpened {
         lease: Lease,
@@ -169,6 +175,10 @@ pub enum Action {
     Answer {
         ticket: Ticket,
         result: Result<Reply, Error>,
+    },
+    /// Look whether the holder of this lease is still there; [`Input::Sought`] follows.
+    Seek {
+        lease: Lease,
     },
     /// Allocate a new link for this lease; [`Input::LinkOpened`] follows.
     OpenLink {

@@ -131,7 +131,7 @@ impl Leader {
             last_epoch: None,
             members: Members::default(),
             own_tick: OwnTick::new(config.timing.tick),
-            lease: LeaseBook::new(config.timing.lease_ttl),
+            lease: LeaseBook::new(config.timing.lease_ttl, config.timing.absence),
             hello: None,
             kept: None,
             slots: Slots::new(config.session_slots),
@@ -170,6 +170,7 @@ impl Leader {
             Input::Call { ticket, envelope, digest, deadline } => {
                 self.call(now, ticket, *envelope, digest, deadline, &mut out);
             }
+            Input::Sought { lease, gone } => self.lease.sought(now, lease, gone),
             Input::LinkOpened { lease, result } => self.link_opened(lease, result, &mut out),
             Input::Fetched { plan_id, result } => self.fetched(now, plan_id, result, &mut out),
             Input::Answered { epoch, rank, verb, plan_id, result } if self.is_current(epoch) => {

@@ -33,6 +33,9 @@ impl Display for Input {
                 }
             }
             Self::Call { ticket, envelope, .. } => write!(f, "#{} {}", ticket.0, Shown(&**envelope)),
+            Self::Sought { lease, gone } => {
+                write!(f, "holder of lease {}: {}", lease.epoch, if *gone { "gone" } else { "there" })
+            }
             Self::LinkOpened { lease, result } => {
                 write!(f, "link of lease {}: {}", lease.epoch, Outcome(result))
             }
@@ -108,6 +111,7 @@ impl Display for Action {
                 write!(f, "#{} join: {}", ticket.0, Outcome(result))
             }
             Self::Answer { ticket, result } => write!(f, "#{} answer {}", ticket.0, Outcome(result)),
+            Self::Seek { lease } => write!(f, "look for the holder of lease {}", lease.epoch),
             Self::OpenLink { lease } => write!(f, "open the link of lease {}", lease.epoch),
             Self::CloseLink => f.write_str("close the link"),
             Self::Fetch { plan, .. } => write!(f, "fetch tensors of {}", Shown(&**plan)),

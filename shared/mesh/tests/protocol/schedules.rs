@@ -36,6 +36,18 @@ fn a_dead_worker_ends_the_call_and_its_replacement_brings_the_mesh_back() {
 }
 
 #[test]
+fn the_successor_of_a_dead_stage0_does_not_wait_for_the_end_of_its_lease() {
+    let mut sim = Sim::new(2, 1, 3, PERFECT);
+    assert!(sim.run_until(ms(20_000), |sim| sim.cell.log.delivered >= 3));
+    sim.strike(Fault::Kill(Node::Controller(0)));
+    let alive = |sim: &Sim| sim.cell.is_alive(Node::Controller(0));
+    assert!(!alive(&sim) && sim.run_until(ms(25_000), alive));
+    let (started, before) = (sim.cell.now, sim.cell.log.delivered);
+    assert!(sim.run_until(ms(60_000), |sim| sim.cell.log.delivered > before), "{:?}", sim.cell.log);
+    assert!(sim.cell.now - started < ms(1_000), "{:?}", sim.cell.now - started);
+}
+
+#[test]
 fn a_worker_that_is_asked_to_stop_costs_no_call() {
     let mut sim = Sim::new(4, 1, 9, PERFECT);
     assert!(sim.run_until(ms(20_000), |sim| sim.cell.log.delivered >= 3));

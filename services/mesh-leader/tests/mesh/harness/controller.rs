@@ -1,6 +1,8 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use bus::Bus;
+use bus::{Bus, Endpoint, Service, ServiceInfo};
 use contract::envelope::{Action, EnvelopeV1, HelloReply, Infer, MeshState, Reply, ResultV1};
 use contract::model::ModelInfo;
 use contract::status::Role;
@@ -61,6 +63,21 @@ impl Controller {
         let link = latents::open(&hello.link, Device::Cpu)?;
         let (lease, session) = (hello.lease, SessionId::random());
         Ok(Self { bus: bus.clone(), instance, epoch, lease, hello: *hello, next: 2, link, session })
+    }
+
+    /// It says so whenever it is asked, until what this returns is dropped. The number of questions is told.
+    pub(crate) async fn is_there(&self) -> ((Service, Endpoint), Arc<AtomicUsize>) {
+        let info = ServiceInfo { name: "stage0".into(), version: "0.1.0".into(), ..ServiceInfo::default() };
+        let service = self.bus.service(info).await.unwrap();
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&asked);
+        let here = move |_, (): ()| {
+            count.fetch_add(1, Ordering::Relaxed);
+            std::future::ready(Ok(()))
+        };
+        let subject = subjects::presence(&CellId::default(), self.instance);
+        let endpoint = service.serve("presence", &subject, 1, here).await.unwrap();
+        ((service, endpoint), asked)
     }
 
     pub(crate) fn model(&self) -> &ModelInfo {

@@ -33,6 +33,11 @@ impl Cell {
                 let result = Box::new(result);
                 self.post(Carriage::Net, Event::Answer(ticket, Answer::Call(result)));
             }
+            Action::Seek { lease } => {
+                let mut alive = self.controllers.iter().filter(|process| process.machine.is_some());
+                let gone = !alive.any(|process| process.instance == lease.controller);
+                self.post(Carriage::Local, Event::Leader(Input::Sought { lease, gone }));
+            }
             Action::OpenLink { lease } => {
                 self.world.judge.leased(Some(lease));
                 self.post(Carriage::Local, Event::Leader(Input::LinkOpened { lease, result: Ok(link()) }));

@@ -24,6 +24,7 @@ pub(crate) fn timing() -> Timing {
     Timing {
         tick: STEP,
         lease_ttl: steps(3),
+        absence: Duration::ZERO,
         beat_silence: steps(2),
         watchdog: steps(3),
         orphan_grace: steps(1000),

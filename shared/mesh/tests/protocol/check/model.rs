@@ -29,6 +29,8 @@ pub(crate) enum Move {
     Deliver(usize),
     Lose(usize),
     Repeat(usize),
+    /// The holder of the lease is there, and is not found.
+    Overlook(usize),
     /// A message arrives a step later, an engine or a disk takes longer than a call may.
     Delay(usize),
     Request(usize),
@@ -105,6 +107,13 @@ impl Model for World {
             Move::Lose(at) => {
                 state.under_way.remove(at);
             }
+            Move::Overlook(at) => {
+                let sealed = state.under_way.remove(at);
+                if let Event::Leader(leader::Input::Sought { lease, .. }) = sealed.parcel.event {
+                    cell.tell_leader(leader::Input::Sought { lease, gone: true });
+                }
+                state.fresh = false;
+            }
             Move::Delay(at) => {
                 let sealed = state.under_way.remove(at);
                 let steps = if sealed.parcel.by == Carriage::Net { 1 } else { SLOW };
@@ -160,7 +169,7 @@ impl Move {
     fn is_fault(self) -> bool {
         match self {
             Self::Lose(_) | Self::Delay(_) | Self::Kill(_) | Self::Freeze(_) | Self::Drain(_) => true,
-            Self::Lie | Self::LoseKey => true,
+            Self::Lie | Self::LoseKey | Self::Overlook(_) => true,
             Self::Clock | Self::Deliver(_) | Self::Repeat(_) | Self::Request(_) => false,
             Self::Start(_) | Self::Thaw(_) => false,
         }
@@ -178,6 +187,7 @@ fn deliveries(state: &State, moves: &mut Vec<Move>) {
         }
         match (&parcel.event, parcel.by) {
             (_, Carriage::Net) => moves.extend([Move::Lose(at), Move::Delay(at)]),
+            (Event::Leader(leader::Input::Sought { gone: false, .. }), _) => moves.push(Move::Overlook(at)),
             // A slow engine, a slow disk.
             (Event::Met(..) | Event::Leader(leader::Input::Fetched { .. }), _) => moves.push(Move::Delay(at)),
             _ => {}

@@ -82,7 +82,7 @@ fn told(state: &State, step: Move) -> String {
     let phase = state.cell.leader.machine.as_ref().map(|m| m.view(state.cell.now).phase.as_str());
     let leader = phase.unwrap_or("dead");
     match step {
-        Move::Deliver(at) | Move::Lose(at) | Move::Delay(at) | Move::Repeat(at) => {
+        Move::Deliver(at) | Move::Lose(at) | Move::Overlook(at) | Move::Delay(at) | Move::Repeat(at) => {
             let event: String = format!("{:?}", state.under_way[at].parcel.event).chars().take(160).collect();
             format!("[{leader}] {step:?} {event}")
         }

@@ -151,6 +151,58 @@ fn one_controller_is_obeyed_and_older_leases_are_fenced() {
     assert_eq!(answer(&rig.ask(Ask::Noop)).unwrap_err().reason, Reason::NoLease);
 }
 
+/// A HELLO that is refused, and whom the leader looks for because of it.
+fn refused_hello(rig: &mut Rig) -> Option<Lease> {
+    let actions = rig.ask(Ask::Hello);
+    assert_eq!(answer(&actions).unwrap_err().reason, Reason::LeaseHeld);
+    actions.iter().find_map(|action| match action {
+        Action::Seek { lease } => Some(*lease),
+        _ => None,
+    })
+}
+
+#[test]
+fn a_holder_that_stays_away_loses_its_lease_to_whoever_asks() {
+    let mut rig = Rig::ready();
+    let held = Lease { controller: rig.controller, epoch: rig.lease };
+    rig.controller = InstanceId::random();
+    assert_eq!(refused_hello(&mut rig), Some(held));
+    assert_eq!(refused_hello(&mut rig), None, "it is being looked for");
+    rig.tell(Input::Sought { lease: held, gone: true });
+
+    assert_eq!(refused_hello(&mut rig), Some(held), "it may be connecting again");
+    rig.pass(Timing::default().absence);
+    rig.tell(Input::Sought { lease: held, gone: true });
+    rig.hello();
+    assert!(rig.lease > held.epoch);
+}
+
+#[test]
+fn a_holder_that_is_found_or_speaks_keeps_its_lease() {
+    let mut rig = Rig::ready();
+    let (holder, held) = (rig.controller, Lease { controller: rig.controller, epoch: rig.lease });
+    let rival = InstanceId::random();
+    let look = |rig: &mut Rig, gone| {
+        rig.controller = rival;
+        assert_eq!(refused_hello(rig), Some(held));
+        rig.pass(Timing::default().absence);
+        rig.tell(Input::Sought { lease: held, gone });
+    };
+    look(&mut rig, true);
+    look(&mut rig, false);
+    look(&mut rig, true);
+    // What was asked before it spoke says nothing.
+    rig.controller = rival;
+    assert_eq!(refused_hello(&mut rig), Some(held));
+    rig.controller = holder;
+    assert!(answer(&rig.ask(Ask::Noop)).is_ok());
+    rig.tell(Input::Sought { lease: held, gone: true });
+    look(&mut rig, true);
+
+    rig.controller = rival;
+    assert!(refused_hello(&mut rig).is_some());
+}
+
 #[test]
 fn an_expired_lease_goes_on_while_nobody_else_took_it() {
     let mut rig = Rig::ready();
