@@ -26,7 +26,7 @@ const COMMAND_BACKLOG: usize = 256;
 /// How long a marker may take before the connection counts as broken.
 pub(crate) const MARKER_WAIT: Duration = Duration::from_secs(1);
 /// After the marker, the time forwarding tasks get to stamp what came before it.
-const STAMP_WAIT: Duration = Duration::from_millis(50);
+const STAMP_WAIT: Duration = Duration::from_millis(200);
 
 /// A connected client with the link that watches it.
 pub(crate) struct Connected {

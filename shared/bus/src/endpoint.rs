@@ -24,6 +24,8 @@ use crate::wire::{self, Encoding};
 
 /// Requests that wait for a handler, beyond those being handled.
 const BACKLOG: usize = 64;
+/// How long an endpoint that ended reads what came before.
+const LAST_READ: Duration = Duration::from_millis(500);
 
 /// What a handler knows about the request beside its body.
 #[derive(Clone, Debug)]
@@ -170,7 +172,8 @@ pub(crate) async fn start(
     Ok(Endpoint { bus, end, stats })
 }
 
-/// Reads the subscription without ever waiting for a handler, so that each message is stamped when it arrives.
+/// Reads the subscription without ever waiting for a handler, so that each message is stamped when it arrives. What came before
+/// the end is still answered.
 async fn intake(
     mut raw: RawSubscription,
     queue: mpsc::Sender<Arrived>,
@@ -180,22 +183,31 @@ async fn intake(
     loop {
         let message = tokio::select! {
             biased;
-            () = end.cancelled() => return raw.unsubscribe(Duration::from_millis(500)).await,
+            () = end.cancelled() => break,
             message = raw.next() => message,
         };
-        let Some(mut message) = message else { return };
-        let Some(reply) = message.reply.take() else {
-            debug!(subject = %message.subject, "a request without a reply subject was ignored");
-            continue;
-        };
-        let generation = answerer.bus.link().generation();
-        let arrived = Arrived { message, reply: reply.to_string(), received: Instant::now(), generation };
-        if let Err(refused) = queue.try_send(arrived) {
-            let arrived = refused.into_inner();
-            let message = format!("{BACKLOG} requests already wait for {}", answerer.stats.subject);
-            let error = Error::new(Reason::QueueFull, message);
-            answerer.answer(&arrived.reply, Duration::ZERO, Err(error)).await;
-        }
+        let Some(message) = message else { return };
+        take_in(message, &queue, &answerer).await;
+    }
+    let give_up = Instant::now() + LAST_READ;
+    raw.drain(LAST_READ).await;
+    while let Ok(Some(message)) = timeout_at(give_up.into(), raw.next()).await {
+        take_in(message, &queue, &answerer).await;
+    }
+}
+
+async fn take_in(mut message: Message, queue: &mpsc::Sender<Arrived>, answerer: &Answerer) {
+    let Some(reply) = message.reply.take() else {
+        debug!(subject = %message.subject, "a request without a reply subject was ignored");
+        return;
+    };
+    let generation = answerer.bus.link().generation();
+    let arrived = Arrived { message, reply: reply.to_string(), received: Instant::now(), generation };
+    if let Err(refused) = queue.try_send(arrived) {
+        let arrived = refused.into_inner();
+        let message = format!("{BACKLOG} requests already wait for {}", answerer.stats.subject);
+        let error = Error::new(Reason::QueueFull, message);
+        answerer.answer(&arrived.reply, Duration::ZERO, Err(error)).await;
     }
 }
 

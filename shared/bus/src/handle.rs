@@ -43,4 +43,9 @@ impl RawSubscription {
         // When it fails the connection is gone, and the subscription with it.
         let _ = timeout(wait, self.subscriber.unsubscribe()).await;
     }
+
+    /// The same, and what had come by then is still given; `None` follows it.
+    pub(crate) async fn drain(&mut self, wait: Duration) {
+        let _ = timeout(wait, self.subscriber.drain()).await;
+    }
 }

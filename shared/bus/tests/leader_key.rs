@@ -12,8 +12,15 @@ use harness::{Broker, within};
 
 const TTL: Duration = Duration::from_millis(600);
 
+/// Longer than any machine keeps a leader from renewing.
+const LONG: Duration = Duration::from_secs(3);
+
 async fn take(bus: &bus::Bus) -> Result<Claim, Error> {
-    Claim::take(&bus.jetstream(), &CellId::default(), InstanceId::random(), TTL).await
+    take_within(bus, TTL).await
+}
+
+async fn take_within(bus: &bus::Bus, ttl: Duration) -> Result<Claim, Error> {
+    Claim::take(&bus.jetstream(), &CellId::default(), InstanceId::random(), ttl).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -24,7 +31,7 @@ async fn a_live_leader_keeps_its_key_and_its_epoch() {
     let epoch = leader.epoch();
     let second = tokio::spawn({
         let bus = bus.clone();
-        async move { take(&bus).await }
+        async move { take_within(&bus, LONG).await }
     });
     while !second.is_finished() {
         leader.renew(within(2_000)).await.unwrap();
@@ -55,7 +62,7 @@ async fn of_two_takers_at_once_one_wins() {
     let broker = Broker::start();
     let (a, b) = (broker.bus("a").await, broker.bus("b").await);
     let _dead = take(&a).await.unwrap();
-    let (first, second) = tokio::join!(take(&a), take(&b));
+    let (first, second) = tokio::join!(take_within(&a, LONG), take_within(&b, LONG));
     let refused: Vec<_> = [&first, &second].into_iter().filter_map(|r| r.as_ref().err()).collect();
     assert_eq!(refused.len(), 1, "{refused:?}");
     assert_eq!(refused[0].reason, Reason::LeaseHeld);

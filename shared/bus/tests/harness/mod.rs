@@ -10,6 +10,9 @@ use bus::{Bus, BusConfig, ServiceInfo};
 use contract::{Budget, Deadline};
 use tempfile::TempDir;
 
+/// Between two looks at a condition.
+const POLL: Duration = Duration::from_millis(5);
+
 pub struct Broker {
     pub port: u16,
     folder: TempDir,
@@ -49,7 +52,7 @@ impl Broker {
         let give_up = Instant::now() + Duration::from_secs(10);
         while TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).is_err() {
             assert!(Instant::now() < give_up, "nats-server does not listen");
-            std::thread::yield_now();
+            std::thread::sleep(POLL);
         }
     }
 
@@ -105,6 +108,6 @@ pub async fn eventually<F: AsyncFnMut() -> bool>(what: &str, mut condition: F) {
     let give_up = Instant::now() + Duration::from_secs(10);
     while !condition().await {
         assert!(Instant::now() < give_up, "waited 10 s for: {what}");
-        tokio::task::yield_now().await;
+        tokio::time::sleep(POLL).await;
     }
 }

@@ -121,8 +121,16 @@ impl Leader {
         if self.engine == Some(Job::Load(epoch)) {
             self.engine = None;
         }
-        if let Err(LoadFailure::Stuck(error)) = &result {
-            return self.exit(now, ExitCode::NeedsRestart, error.to_string(), out);
+        match &result {
+            Err(LoadFailure::Stuck(error)) => {
+                return self.exit(now, ExitCode::NeedsRestart, error.to_string(), out);
+            }
+            // At the first forming every rank says why and ends; later only the failing one does. That rank may be gone, and
+            // the epoch with it, before this is known here.
+            Err(LoadFailure::Peer(error)) if !self.formed_before => {
+                return self.load_failed(now, ExitCode::Failed, error, out);
+            }
+            _ => {}
         }
         if !self.is_current(epoch) || self.phase != MeshPhase::Loading {
             return self.form_again(now, out);
@@ -132,12 +140,8 @@ impl Leader {
                 self.set_phase(now, MeshPhase::Warming);
                 self.warm_up(now, out);
             }
-            // At the first forming every rank says why and ends; later only the failing one does.
             Err(LoadFailure::Own(error)) => self.load_failed(now, ExitCode::Failed, &error, out),
             Err(LoadFailure::NoRoom(error)) => self.load_failed(now, ExitCode::Configuration, &error, out),
-            Err(LoadFailure::Peer(error)) if !self.formed_before => {
-                self.load_failed(now, ExitCode::Failed, &error, out)
-            }
             Err(failure) => self.fault(now, failure.error(), out),
         }
     }

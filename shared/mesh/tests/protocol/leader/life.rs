@@ -94,6 +94,13 @@ fn weights_that_do_not_load_end_the_first_forming() {
     assert_eq!(exit_of(&load(LoadFailure::NoRoom(error()))), Some(ExitCode::Configuration));
     assert_eq!(exit_of(&load(LoadFailure::Peer(error()))), Some(ExitCode::Failed));
     assert_eq!(exit_of(&load(LoadFailure::Stuck(error()))), Some(ExitCode::NeedsRestart));
+    // The rank that failed may be gone before its failure is known here.
+    let mut late = Rig::forming(2);
+    late.join().unwrap();
+    let epoch = late.epoch;
+    late.tell(Input::Gone { epoch, rank: Rank(1), instance: late.worker, why: "eof".into() });
+    let actions = late.tell(Input::Loaded { epoch, result: Err(LoadFailure::Peer(error())) });
+    assert_eq!(exit_of(&actions), Some(ExitCode::Failed));
     let met_nobody = load(LoadFailure::Group(error()));
     assert_eq!(exit_of(&met_nobody), None);
     assert!(met_nobody.contains(&Action::TakeEpoch));
