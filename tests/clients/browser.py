@@ -37,6 +37,8 @@ def main(args):
         if args.prompt:
             chromium.type_prompt(page, args.prompt)
             chromium.wait_frames(page, args.frames)
+        # From here on a fault is awaited.
+        print("playing", flush=True)
         if args.recover:
             chromium.wait_state(page, "recovering")
             result["curtain"] = page.inner_text("#curtain")

@@ -66,6 +66,25 @@ def wait_text(page, selector, text):
     return page.inner_text(selector)
 
 
+def note_texts(page, selector):
+    """From now on all that the element says is noted, however short it stands."""
+    page.evaluate(
+        """(selector) => {
+            const element = document.querySelector(selector);
+            window.noted = [];
+            const note = () => window.noted.push(element.textContent);
+            new MutationObserver(note).observe(element, { childList: true, characterData: true, subtree: true });
+        }""",
+        selector,
+    )
+
+
+def wait_noted(page, text):
+    """Waits until the noted element has said `text`, and returns all it said then."""
+    page.wait_for_function("(text) => window.noted.some((said) => said.includes(text))", arg=text)
+    return page.evaluate("(text) => window.noted.find((said) => said.includes(text))", text)
+
+
 def wait_state(page, *states):
     """Waits until the connection line is in one of these states."""
     page.wait_for_function("(states) => states.includes(document.getElementById('connection').dataset.state)", arg=states)

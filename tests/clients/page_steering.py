@@ -21,8 +21,9 @@ def main(args):
         result["leaving"] = page.evaluate("async (waits) => waits.map((await import('/assets/texts.js')).leaving)", waits)
         result["notes"] = [note.get_attribute("data-model") for note in page.query_selector_all("[data-model]") if note.is_visible()]
         page.select_option("#transition", "2")
+        chromium.note_texts(page, "#sent")
         chromium.type_prompt(page, "a blue whale")
-        result["transition"] = [chromium.wait_text(page, "#sent", "changing …"), chromium.wait_text(page, "#sent", "changed")]
+        result["transition"] = [chromium.wait_text(page, "#sent", "changed"), chromium.wait_noted(page, "changing …")][::-1]
         chromium.shot(page, args, "-changed")
         page.keyboard.press("Escape")
         mesh = page.request.get(f"{args.url}/api/v1/cell").json()["mesh"]["epoch"]

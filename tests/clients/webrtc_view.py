@@ -40,7 +40,7 @@ async def watch(args, resume=None):
     wanted = [codec for codec in codecs if codec.mimeType.lower() == f"video/{args.codec}"]
     transceiver.setCodecPreferences(wanted)
     messages, opened, track = [], asyncio.Event(), asyncio.get_running_loop().create_future()
-    stopped, awaited = asyncio.Event(), asyncio.Event()
+    stopped, awaited, refused, states = asyncio.Event(), asyncio.Event(), asyncio.Event(), []
 
     @channel.on("open")
     def _():
@@ -52,8 +52,14 @@ async def watch(args, resume=None):
         messages.append({"at": time.monotonic(), **message})
         if message["type"] == "stream_stopped":
             stopped.set()
-        if args.after and args.after in (message["type"], message.get("state")):
+        # A fault that is awaited is over when the picture goes on.
+        if args.after == "recovering" and message.get("state") == "streaming" and "recovering" in states:
             awaited.set()
+        elif args.after != "recovering" and args.after in (message["type"], message.get("state")):
+            awaited.set()
+        if message["type"] == "error":
+            refused.set()
+        states.append(message.get("state"))
 
     @connection.on("track")
     def _(incoming):
@@ -92,6 +98,8 @@ async def watch(args, resume=None):
             deviations.append(float(picture.std()))
     except (MediaStreamError, asyncio.TimeoutError) as error:
         ended = type(error).__name__
+    if args.send:
+        await asyncio.wait_for(refused.wait(), 20)
     if args.until_stopped:
         await asyncio.wait_for(stopped.wait(), 60)
     if args.delete:
@@ -139,8 +147,8 @@ def main():
     parser.add_argument("--direction", default="recvonly", choices=["recvonly", "sendrecv"])
     parser.add_argument("--frames", type=int, default=40)
     parser.add_argument("--parameters", default='{"prompts": [{"text": "a red fox", "weight": 1}]}')
-    parser.add_argument("--send", help="a message for the data channel once it is open")
-    parser.add_argument("--after", help="count frames only once this message, or session state, has come")
+    parser.add_argument("--send", help="a message for the data channel once it is open, which is to be refused")
+    parser.add_argument("--after", help="count frames only once this message, or session state, has come; of recovering, once it is over")
     parser.add_argument("--patience", type=float, default=30, help="seconds without a frame that end the stream")
     parser.add_argument("--resume", help="the resume token of an earlier answer")
     parser.add_argument("--resumed-frames", type=int, help="connect again when the stream ends, for so many frames")

@@ -113,7 +113,9 @@ impl CellBuilder {
     pub async fn start(self) -> Cell {
         let dir = TempDir::new().expect("a folder");
         let layout = layout();
-        let mut ports = free_ports(2 + Stack::inner_port_count(self.world_size)).expect("free ports");
+        let count = 2 + self.behind_proxies.len() + Stack::inner_port_count(self.world_size);
+        let mut ports = free_ports(count).expect("free ports");
+        let proxy_ports = ports.split_off(count - self.behind_proxies.len());
         let stack = Stack {
             gateway_port: ports.pop().expect("a port"),
             nats_port: ports.pop().expect("a port"),
@@ -131,8 +133,8 @@ impl CellBuilder {
         }
         let broker = SocketAddr::from((Ipv4Addr::LOCALHOST, stack.nats_port));
         let mut proxies = BTreeMap::new();
-        for process in self.behind_proxies {
-            let proxy = Proxy::of_broker(broker).await.expect("a port");
+        for (process, port) in self.behind_proxies.into_iter().zip(proxy_ports) {
+            let proxy = Proxy::of_broker(broker, port).await.expect("a port");
             let spec = specs.get_mut(&process).unwrap_or_else(|| panic!("no process {process}"));
             set(spec, NATS_URL, &format!("nats://{}", proxy.address()));
             proxies.insert(process, proxy);

@@ -5,6 +5,7 @@
 
 pub mod cell;
 pub mod fault;
+mod feed;
 pub mod frames;
 pub mod http;
 pub mod leftovers;

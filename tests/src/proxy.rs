@@ -47,19 +47,19 @@ impl Proxy {
     /// # Errors
     /// If there is no port.
     pub async fn start(target: SocketAddr) -> io::Result<Self> {
-        Self::forward(target, None).await
+        Self::forward(target, 0, None).await
     }
 
-    /// The same before a broker: it knows messages.
+    /// The same before a broker, on `port` (0: any that is free): it knows messages.
     ///
     /// # Errors
-    /// If there is no port.
-    pub async fn of_broker(broker: SocketAddr) -> io::Result<Self> {
-        Self::forward(broker, Some(Arc::new(Mutex::new(Meddler::default())))).await
+    /// If the port is not free.
+    pub async fn of_broker(broker: SocketAddr, port: u16) -> io::Result<Self> {
+        Self::forward(broker, port, Some(Arc::new(Mutex::new(Meddler::default())))).await
     }
 
-    async fn forward(target: SocketAddr, post: Option<Post>) -> io::Result<Self> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+    async fn forward(target: SocketAddr, port: u16, post: Option<Post>) -> io::Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await?;
         let address = listener.local_addr()?;
         let road = Road { delay: Duration::ZERO, frozen: false, closed: false, generation: 0 };
         let road = watch::Sender::new(road);

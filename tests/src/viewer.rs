@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use bus::{Bus, Subscription};
+use bus::Bus;
 use contract::event::{ChunkReport, Event, SessionEvent, SessionState};
 use contract::media::{MediaPart, VideoCodec};
 use contract::params::Parameters;
@@ -12,16 +12,16 @@ use contract::session::{
 };
 use contract::{
     Budget, CONTRACT_VERSION, CellId, ChunkIndex, Deadline, Digest, Error, Incarnation, Reason, SessionId,
-    subjects,
+    codec, subjects,
 };
 use serde_json::Value;
 
+use crate::feed::Feed;
 use crate::trace::Trace;
 use crate::wait;
 
 /// How long a chunk may take on a shared machine before a test gives up.
 const PATIENCE: Duration = Duration::from_secs(30);
-const QUEUE: usize = 4096;
 /// How often a session is told that someone is watching.
 const WATCHING: Duration = Duration::from_secs(3);
 /// A stream that is silent for this long is asked whether it is there, and so many times before it is given up.
@@ -34,8 +34,8 @@ pub struct Viewer {
     request: CreateSession,
     pub session: SessionId,
     pub created: SessionCreated,
-    events: Subscription,
-    media: Subscription,
+    events: Feed,
+    media: Feed,
     seen: Instant,
 }
 
@@ -62,6 +62,19 @@ pub fn creation(json: &Value) -> CreateSession {
     }
 }
 
+/// Asks until it is heard: a service that a busy machine kept waiting discards what came meanwhile, and says so.
+async fn heard<T, F: Future<Output = Result<T, Error>>>(mut ask: impl FnMut() -> F) -> Result<T, Error> {
+    let give_up = Instant::now() + PATIENCE;
+    loop {
+        match ask().await {
+            Err(error) if error.reason == Reason::BrokerUnavailable && Instant::now() < give_up => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            answer => return answer,
+        }
+    }
+}
+
 fn deadline(budget: Budget) -> Deadline {
     Deadline::after(Instant::now(), budget)
 }
@@ -70,8 +83,8 @@ impl Viewer {
     /// # Errors
     /// What stage0 answers.
     pub async fn create(bus: &Bus, cell: &CellId, request: CreateSession) -> Result<Self, Error> {
-        let events = bus.subscribe(&subjects::session_event(request.session), QUEUE).await?;
-        let media = bus.subscribe(&subjects::media_out(request.session), QUEUE).await?;
+        let events = Feed::start(bus, subjects::session_event(request.session)).await?;
+        let media = Feed::start(bus, subjects::media_out(request.session)).await?;
         let subject = subjects::session_create(cell);
         let created = bus.request(&subject, &request, deadline(Budget::from_secs(5))).await?;
         let (bus, cell, session, seen) = (bus.clone(), cell.clone(), request.session, Instant::now());
@@ -114,7 +127,7 @@ impl Viewer {
     /// # Panics
     /// If stage0 refuses.
     pub async fn open(bus: &Bus, cell: &CellId, json: &Value) -> Self {
-        Self::create(bus, cell, creation(json)).await.expect("a session")
+        heard(|| Self::create(bus, cell, creation(json))).await.expect("a session")
     }
 
     /// Asks for another life of the session, as a gateway does whose stage0 died.
@@ -132,7 +145,7 @@ impl Viewer {
         let body = UpdateParameters { version: CONTRACT_VERSION, parameters: parameters(json) };
         let subject = subjects::session_params(self.session);
         let accepted: ParametersAccepted =
-            self.bus.request(&subject, &body, deadline(Budget::from_secs(1))).await?;
+            heard(|| self.bus.request(&subject, &body, deadline(Budget::from_secs(1)))).await?;
         Ok(accepted.update)
     }
 
@@ -164,11 +177,10 @@ impl Viewer {
                 let _ = self.control(Control::Viewer).await;
             }
             match tokio::time::timeout(WATCHING, self.events.next()).await {
-                Ok(inbound) => {
-                    let inbound = inbound.expect("a subscription that lives");
-                    let message: SessionEvent = inbound.decode().expect("an event");
+                Ok((received, payload)) => {
+                    let message: SessionEvent = codec::decode(&payload).expect("an event");
                     if message.incarnation >= self.created.incarnation {
-                        return (inbound.received, message.event);
+                        return (received, message.event);
                     }
                 }
                 Err(_) => assert!(asked.elapsed() < PATIENCE, "no event within {PATIENCE:?}"),
@@ -291,12 +303,9 @@ impl Viewer {
     /// # Panics
     /// If none comes.
     pub async fn media(&mut self) -> MediaPart {
-        let inbound = tokio::time::timeout(PATIENCE, self.media.next()).await;
-        inbound
-            .expect("media within 30 s")
-            .expect("a subscription that lives")
-            .decode()
-            .expect("a media part")
+        let (_, payload) =
+            tokio::time::timeout(PATIENCE, self.media.next()).await.expect("media within 30 s");
+        codec::decode(&payload).expect("a media part")
     }
 
     /// Ends the session and hears that it ended.
@@ -304,7 +313,8 @@ impl Viewer {
     /// # Panics
     /// If it does not end.
     pub async fn end(mut self) {
-        self.control(Control::Close { reason: "the test is over".into() }).await.expect("an open session");
+        let close = Control::Close { reason: "the test is over".into() };
+        heard(|| self.control(close.clone())).await.expect("an open session");
         self.event_where(|event| {
             matches!(event, Event::State { state: SessionState::Ended, .. }).then_some(())
         })

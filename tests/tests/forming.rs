@@ -57,7 +57,7 @@ async fn four_ranks_form_a_mesh_in_any_order() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mesh_that_idles_for_four_watchdogs_is_the_same_and_serves_the_next_chunk() {
-    let watchdog = Duration::from_secs(1);
+    let watchdog = Duration::from_secs(2);
     let key = "KINEMESH_MESH__WATCHDOG_MS";
     let ms = watchdog.as_millis().to_string();
     let cell = Cell::builder().env("leader", key, &ms).env("worker1", key, &ms).ready().await;

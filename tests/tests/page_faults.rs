@@ -14,8 +14,9 @@ const PATIENCE: Duration = Duration::from_secs(100);
 async fn outlives(process: &str) {
     let mut cell = Cell::builder().ready().await;
     let url = cell.url();
-    let page = python::start("browser.py", &["--url", &url, "--frames", "30", "--recover"]);
+    let mut page = python::start("browser.py", &["--url", &url, "--frames", "30", "--recover"]);
     let id = streaming(&cell, 60).await;
+    page.says("playing", PATIENCE).await;
     cell.signal(process, Signal::Kill);
     cell.exit(process, Duration::from_secs(5)).await;
     in_state(&cell, "recovering").await;
@@ -46,8 +47,9 @@ async fn it_outlives_its_stage0() {
 async fn it_says_what_a_fault_that_lasts_waits_for() {
     let cell = Cell::builder().ready().await;
     let url = cell.url();
-    let page = python::start("browser.py", &["--url", &url, "--frames", "1", "--curtain", "Still waiting"]);
-    streaming(&cell, 30).await;
+    let mut page =
+        python::start("browser.py", &["--url", &url, "--frames", "1", "--curtain", "Still waiting"]);
+    page.says("playing", PATIENCE).await;
     cell.signal("worker1", Signal::Kill);
     let seen = page.finish(PATIENCE).await;
     let curtain = seen["curtain"].as_str().unwrap();

@@ -99,7 +99,7 @@ async fn a_cut_ends_what_is_open_and_a_closed_proxy_takes_nothing_new() {
 
 #[tokio::test]
 async fn before_a_broker_single_messages_are_lost_repeated_or_written_down() {
-    let proxy = Proxy::of_broker(echo().await).await.unwrap();
+    let proxy = Proxy::of_broker(echo().await, 0).await.unwrap();
     let mut stream = TcpStream::connect(proxy.address()).await.unwrap();
     let published = b"PING\r\nPUB km.go 2\r\nhi\r\nPUB km.plan 2\r\nho\r\n";
 

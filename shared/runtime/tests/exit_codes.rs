@@ -54,7 +54,8 @@ fn a_process_with_every_thread_wedged_is_gone_within_its_grace() {
     let asked = Instant::now();
     signal(&child, "-TERM");
     assert_eq!(code_of(child), 0);
-    assert!(asked.elapsed() < Duration::from_millis(700 + 1_000), "took {:?}", asked.elapsed());
+    // The default is 5 s.
+    assert!(asked.elapsed() < Duration::from_secs(4), "took {:?}", asked.elapsed());
 }
 
 #[test]

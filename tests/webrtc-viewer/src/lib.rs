@@ -244,10 +244,6 @@ impl Viewer {
 
     /// The next message of this type.
     pub async fn message(&mut self, kind: &str) -> Value {
-        self.message_within(kind, PATIENCE).await
-    }
-
-    pub async fn message_within(&mut self, kind: &str, wait: Duration) -> Value {
         let found = async {
             loop {
                 let message = self.messages.recv().await.expect("the channel is open");
@@ -256,7 +252,7 @@ impl Viewer {
                 }
             }
         };
-        timeout(wait, found).await.unwrap_or_else(|_| panic!("no {kind} within {wait:?}"))
+        timeout(PATIENCE, found).await.unwrap_or_else(|_| panic!("no {kind} within {PATIENCE:?}"))
     }
 
     pub async fn say(&self, text: &str) {

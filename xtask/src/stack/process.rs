@@ -15,7 +15,7 @@ use crate::command::die_with_parent;
 use crate::console::Console;
 
 /// How long the log of a process that ended is still read: a grandchild may hold its pipe open.
-const LAST_WORDS: Duration = Duration::from_millis(200);
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// When a process is asked to stop, first to last: those that serve people go before what they stand on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

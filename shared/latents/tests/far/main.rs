@@ -145,7 +145,7 @@ fn a_stage0_that_stands_still_ends_a_read_in_time_and_finds_the_link_closed() {
     let started = Instant::now();
     leader.read(&spec).unwrap_err();
     drop(leader);
-    assert!(started.elapsed() < Duration::from_millis(500), "{:?}", started.elapsed());
+    assert!(started.elapsed() < TRANSFER, "{:?}", started.elapsed());
     stage0.go_on();
     assert!(!fails(&stage0).is_empty());
 }
@@ -163,7 +163,7 @@ fn whoever_closes_a_link_ends_a_read_that_waits() {
     stands.recv_timeout(SLACK).unwrap();
     closer.close("the test is over");
     assert_eq!(reader.join().unwrap().detail.unwrap(), "the test is over");
-    assert!(started.elapsed() < TRANSFER / 2, "{:?}", started.elapsed());
+    assert!(started.elapsed() < TRANSFER, "{:?}", started.elapsed());
 }
 
 #[test]
