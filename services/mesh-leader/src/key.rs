@@ -122,7 +122,7 @@ impl Keeper {
     /// Waits for the key for as long as another leader lives: then this one is a standby.
     async fn take(&self) -> Claim {
         loop {
-            match Claim::take(&self.bus.jetstream(), &self.cell, self.instance, self.ttl).await {
+            match Claim::take(&self.bus, &self.cell, self.instance, self.ttl).await {
                 Ok(claim) => {
                     info!(epoch = claim.epoch().0, "the leader key is taken");
                     return claim;

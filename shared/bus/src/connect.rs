@@ -15,7 +15,7 @@ use crate::config::BusConfig;
 use crate::link::{Link, Violation};
 
 /// Longest pause between two attempts: well under the leader's TTL, so that a live leader renews before it is doubted.
-const MAX_RECONNECT_DELAY: Duration = Duration::from_millis(250);
+pub(crate) const MAX_RECONNECT_DELAY: Duration = Duration::from_millis(250);
 /// A silent broker is given up after three of these.
 const PING_INTERVAL: Duration = Duration::from_secs(1);
 const TICK: Duration = Duration::from_millis(100);

@@ -2,11 +2,11 @@
 //!
 //! The mesh epoch is the revision at which the key was taken. Revisions only grow, across restarts of the broker, so
 //! epochs do. A renewal writes a new revision and leaves the epoch as it is. A key whose revision does not change for
-//! its TTL, as seen by whoever wants it, belongs to a dead leader and can be taken over.
+//! its TTL, as seen by whoever wants it, belongs to a dead leader and can be taken over; before that if the broker has no
+//! connection of its leader.
 
 use std::time::{Duration, Instant};
 
-use async_nats::jetstream::Context;
 use async_nats::jetstream::kv::{Config, CreateErrorKind, Entry, Operation, Store, UpdateErrorKind};
 use async_nats::jetstream::stream::StorageType;
 use bytes::Bytes;
@@ -15,12 +15,17 @@ use serde::{Deserialize, Serialize};
 use tokio::time::sleep;
 
 use crate::bucket::{self, bounded};
+use crate::bus::Bus;
+use crate::connect::MAX_RECONNECT_DELAY;
+use crate::presence::{self, Presence};
 use crate::wire;
 
 /// Bound on one JetStream call while taking.
 const CALL: Budget = Budget::from_secs(2);
 /// How often the owner of a contested key is looked at within a TTL.
 const LOOKS: u32 = 10;
+/// A leader of which the broker knows nothing for this long is gone: it would have connected again.
+const ABSENCE: Duration = MAX_RECONNECT_DELAY.saturating_mul(2);
 
 /// The value of the key.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,26 +48,27 @@ pub struct Claim {
 
 impl Claim {
     /// Takes the key of `cell` for `instance`. Where someone holds it, watches it for `ttl`: it is taken over if
-    /// nothing renewed it meanwhile. Ends within `ttl` and a few broker round trips.
+    /// nothing renewed it meanwhile, and sooner if its holder is not there any more ([`presence`]). Ends within `ttl` and
+    /// a few broker round trips.
     ///
     /// # Errors
     /// `lease_held` as soon as a renewal by a live leader is seen, or when another taker was faster;
     /// `broker_unavailable` when JetStream does not answer.
-    pub async fn take(
-        js: &Context,
-        cell: &CellId,
-        instance: InstanceId,
-        ttl: Duration,
-    ) -> Result<Self, Error> {
-        let store = bounded(call_deadline(), open_bucket(js)).await??;
+    pub async fn take(bus: &Bus, cell: &CellId, instance: InstanceId, ttl: Duration) -> Result<Self, Error> {
+        let store = bounded(call_deadline(), open_bucket(&bus.jetstream())).await??;
         let key = subjects::leader_key(cell);
         let first = read(&store, &key).await?;
         let Some(held) = first.filter(|entry| entry.operation == Operation::Put) else {
             return Self::create(store, key, instance).await;
         };
-        let give_up = Instant::now() + ttl;
-        while Instant::now() < give_up {
-            sleep((ttl / LOOKS).min(wire::left(Deadline::after(give_up, Budget::from_millis(0))))).await;
+        let (give_up, between) = (Instant::now() + ttl, (ttl / LOOKS).min(ABSENCE / 2));
+        let mut missing: Option<Instant> = None;
+        while Instant::now() < give_up && missing.is_none_or(|since| since.elapsed() < ABSENCE) {
+            missing = match holder_is_there(bus, cell, &held, between).await {
+                Presence::Gone => missing.or_else(|| Some(Instant::now())),
+                Presence::Here | Presence::Unknown => None,
+            };
+            sleep(between.min(wire::left(Deadline::after(give_up, Budget::from_millis(0))))).await;
             match read(&store, &key).await? {
                 Some(entry) if entry.operation == Operation::Put && entry.revision == held.revision => {}
                 Some(entry) if entry.operation == Operation::Put => return Err(lease_held(&key, &entry)),
@@ -158,7 +164,7 @@ impl Claim {
     }
 }
 
-async fn open_bucket(js: &Context) -> Result<Store, Error> {
+async fn open_bucket(js: &async_nats::jetstream::Context) -> Result<Store, Error> {
     let config = Config {
         bucket: subjects::LEADER_BUCKET.to_owned(),
         description: "who leads each cell; the revision is the mesh epoch".to_owned(),
@@ -172,6 +178,16 @@ async fn open_bucket(js: &Context) -> Result<Store, Error> {
 
 async fn read(store: &Store, key: &str) -> Result<Option<Entry>, Error> {
     bounded(call_deadline(), store.entry(key)).await?.map_err(|e| broker(&e))
+}
+
+async fn holder_is_there(bus: &Bus, cell: &CellId, held: &Entry, wait: Duration) -> Presence {
+    match codec::decode::<Value>(&held.value) {
+        Ok(value) => {
+            let deadline = Deadline::after(Instant::now(), Budget::from(wait));
+            presence::ask(bus, cell, value.instance, deadline).await
+        }
+        Err(_) => Presence::Unknown,
+    }
 }
 
 fn encode(instance: InstanceId, epoch: Option<MeshEpoch>) -> Result<Bytes, Error> {

@@ -4,11 +4,14 @@
 
 mod harness;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bus::leader_key::Claim;
-use contract::{CellId, Error, InstanceId, Reason};
-use harness::{Broker, within};
+use bus::{Endpoint, Service};
+use contract::{CellId, Error, InstanceId, Reason, subjects};
+use harness::{Broker, info, within};
 
 const TTL: Duration = Duration::from_millis(600);
 
@@ -20,7 +23,36 @@ async fn take(bus: &bus::Bus) -> Result<Claim, Error> {
 }
 
 async fn take_within(bus: &bus::Bus, ttl: Duration) -> Result<Claim, Error> {
-    Claim::take(&bus.jetstream(), &CellId::default(), InstanceId::random(), ttl).await
+    Claim::take(bus, &CellId::default(), InstanceId::random(), ttl).await
+}
+
+/// A leader that is there for as long as the endpoint lives; how often it was asked is counted.
+async fn present(bus: &bus::Bus) -> (Claim, (Service, Endpoint), Arc<AtomicUsize>) {
+    let instance = InstanceId::random();
+    let service = bus.service(info("leader")).await.unwrap();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
+    let here = move |_, (): ()| {
+        count.fetch_add(1, Ordering::Relaxed);
+        std::future::ready(Ok(()))
+    };
+    let subject = subjects::presence(&CellId::default(), instance);
+    let endpoint = service.serve("presence", &subject, 1, here).await.unwrap();
+    let claim = Claim::take(bus, &CellId::default(), instance, LONG).await.unwrap();
+    (claim, (service, endpoint), asked)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_is_gone_is_followed_before_its_key_falls_free() {
+    let broker = Broker::start();
+    let (bus, other) = (broker.bus("leader").await, broker.bus("successor").await);
+    let (leader, there, asked) = present(&bus).await;
+    let successor = tokio::spawn(async move { take_within(&other, Duration::from_secs(600)).await });
+    harness::eventually("it is asked for", async || asked.load(Ordering::Relaxed) >= 4).await;
+    assert!(!successor.is_finished(), "it is there");
+    drop(there);
+    let successor = tokio::time::timeout(Duration::from_secs(20), successor).await.expect("in time");
+    assert!(successor.unwrap().unwrap().epoch() > leader.epoch());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -61,7 +93,7 @@ async fn a_dead_leaders_key_is_taken_over_and_the_dead_one_is_fenced() {
 async fn of_two_takers_at_once_one_wins() {
     let broker = Broker::start();
     let (a, b) = (broker.bus("a").await, broker.bus("b").await);
-    let _dead = take(&a).await.unwrap();
+    let (_silent, _there, _) = present(&a).await;
     let (first, second) = tokio::join!(take_within(&a, LONG), take_within(&b, LONG));
     let refused: Vec<_> = [&first, &second].into_iter().filter_map(|r| r.as_ref().err()).collect();
     assert_eq!(refused.len(), 1, "{refused:?}");

@@ -281,13 +281,20 @@ fn only(key: &str, object: &Map<String, Value>, allowed: &[&str]) -> Result<(), 
 
 fn prompts(key: &str, value: &Value) -> Result<Vec<Prompt>, Error> {
     let list = value.as_array().ok_or_else(|| expected(key, value, "a list of {\"text\", \"weight\"}"))?;
-    list.iter()
-        .map(|item| {
-            item.as_object().map_or(Ok(()), |object| only(key, object, &["text", "weight"]))?;
-            serde_json::from_value(item.clone())
-                .map_err(|_| expected(key, item, "{\"text\": string, \"weight\": number of at least 0}"))
-        })
-        .collect()
+    list.iter().enumerate().map(|(at, item)| prompt(&format!("{key}[{at}]"), item)).collect()
+}
+
+fn prompt(key: &str, value: &Value) -> Result<Prompt, Error> {
+    let object = value
+        .as_object()
+        .ok_or_else(|| expected(key, value, "{\"text\": string, \"weight\": number of at least 0}"))?;
+    only(key, object, &["text", "weight"])?;
+    let text = object.get("text").ok_or_else(|| bad(&format!("{key}.text is missing")))?;
+    let text = text.as_str().ok_or_else(|| expected(&format!("{key}.text"), text, "a string"))?;
+    let weight = object.get("weight").map(|weight| {
+        weight.as_f64().ok_or_else(|| expected(&format!("{key}.weight"), weight, "a number of at least 0"))
+    });
+    Ok(Prompt { text: text.to_owned(), weight: weight.transpose()?.unwrap_or_else(one) })
 }
 
 fn transition(key: &str, value: &Value) -> Result<Transition, Error> {
@@ -341,8 +348,12 @@ mod tests {
         );
         assert!(
             refusal(&json!({"prompts": ["a fox"]}))
-                .starts_with("invalid_argument: bad_field: prompts is \"a fox\"")
+                .starts_with("invalid_argument: bad_field: prompts[0] is \"a fox\"")
         );
+        let second = |prompt: Value| refusal(&json!({"prompts": [{"text": "a fox"}, prompt]}));
+        assert!(second(json!({"text": 5})).ends_with("prompts[1].text is 5: a string is expected"));
+        assert!(second(json!({"weight": 1})).ends_with("prompts[1].text is missing"));
+        assert!(second(json!({"text": "", "weight": "1"})).contains("prompts[1].weight is \"1\": a number"));
         assert!(refusal(&json!({"prompts": "a fox"})).contains("a list of"));
         assert!(refusal(&json!({"denoising_step_list": [500, 750]})).contains("bad_steps"));
         assert!(refusal(&json!({"denoising_step_list": [700.5]})).contains("700.5"));
@@ -359,7 +370,10 @@ mod tests {
     fn a_slip_of_the_pen_inside_a_parameter_is_not_taken_for_a_default() {
         let prompt = json!({"text": "a fox", "wieght": 3});
         let refused = refusal(&json!({"prompts": [prompt]}));
-        assert!(refused.ends_with("prompts has the key \"wieght\": allowed are text, weight"), "{refused}");
+        assert!(
+            refused.ends_with("prompts[0] has the key \"wieght\": allowed are text, weight"),
+            "{refused}"
+        );
         let transition = json!({"target_prompts": [{"text": "a fox"}], "num_stpes": 2});
         assert!(refusal(&json!({"transition": transition})).contains("num_stpes"));
     }
