@@ -102,7 +102,7 @@ impl ApiError {
 
 /// Refusals begin with the key they are about.
 fn offending_key(error: &Error, parameters: &Value) -> Option<String> {
-    let first = error.message.split([' ', '.', ':']).next().unwrap_or_default();
+    let first = error.message.split([' ', '.', ':', '[']).next().unwrap_or_default();
     let key = if error.reason == Reason::BadSteps { "denoising_step_list" } else { first };
     parameters.get(key).is_some().then(|| key.to_owned())
 }
@@ -155,6 +155,7 @@ mod tests {
         for (parameters, key) in [
             (json!({"noise_scale": 2}), "noise_scale"),
             (json!({"prompts": ["a fox"]}), "prompts"),
+            (json!({"prompts": [{"text": "a fox", "weight": -1}]}), "prompts"),
             (json!({"denoising_step_list": [1, 2]}), "denoising_step_list"),
             (json!({"transition": {"target_prompts": [{"text": "b"}], "num_steps": 1.5}}), "transition"),
         ] {

@@ -83,7 +83,11 @@ impl Encoding {
                     [] => serde_json::from_str("null").or_else(|_| serde_json::from_str("{}")),
                     text => serde_json::from_slice(text),
                 };
-                parsed.map_err(|e| Error::new(Reason::Malformed, format!("malformed JSON: {e}")))
+                // What is no JSON, and what is but says something else than is understood here.
+                let what = |e: &serde_json::Error| {
+                    if e.is_data() { "message not understood" } else { "malformed JSON" }
+                };
+                parsed.map_err(|e| Error::new(Reason::Malformed, format!("{}: {e}", what(&e))))
             }
         }
     }
@@ -167,6 +171,13 @@ mod tests {
         assert_eq!(error.reason, Reason::UnsupportedVersion);
         assert!(error.message.contains("99") && error.message.contains(&CONTRACT_VERSION.to_string()));
         assert!(check_version(None).is_ok());
+    }
+
+    #[test]
+    fn what_is_no_json_is_told_from_json_that_does_not_fit() {
+        let told = |text: &str| Encoding::Json.decode::<u32>(text.as_bytes()).unwrap_err().message;
+        assert!(told("1 2").starts_with("malformed JSON: "), "{}", told("1 2"));
+        assert!(told("\"one\"").starts_with("message not understood: "), "{}", told("\"one\""));
     }
 
     #[test]

@@ -285,15 +285,14 @@ fn prompts(key: &str, value: &Value) -> Result<Vec<Prompt>, Error> {
 }
 
 fn prompt(key: &str, value: &Value) -> Result<Prompt, Error> {
-    let object = value
-        .as_object()
-        .ok_or_else(|| expected(key, value, "{\"text\": string, \"weight\": number of at least 0}"))?;
+    let object =
+        value.as_object().ok_or_else(|| expected(key, value, "{\"text\": string, \"weight\": number}"))?;
     only(key, object, &["text", "weight"])?;
     let text = object.get("text").ok_or_else(|| bad(&format!("{key}.text is missing")))?;
     let text = text.as_str().ok_or_else(|| expected(&format!("{key}.text"), text, "a string"))?;
-    let weight = object.get("weight").map(|weight| {
-        weight.as_f64().ok_or_else(|| expected(&format!("{key}.weight"), weight, "a number of at least 0"))
-    });
+    let weight = object
+        .get("weight")
+        .map(|weight| weight.as_f64().ok_or_else(|| expected(&format!("{key}.weight"), weight, "a number")));
     Ok(Prompt { text: text.to_owned(), weight: weight.transpose()?.unwrap_or_else(one) })
 }
 
@@ -318,13 +317,14 @@ fn check_prompts(key: &str, prompts: &[Prompt]) -> Result<(), Error> {
     if prompts.is_empty() || prompts.len() > MAX_PROMPTS {
         return Err(bad(&format!("{key} has {} entries: 1 to {MAX_PROMPTS} are allowed", prompts.len())));
     }
-    for prompt in prompts {
-        if prompt.text.len() > MAX_PROMPT_BYTES {
-            let bytes = prompt.text.len();
-            return Err(bad(&format!("{key} has a text of {bytes} bytes: {MAX_PROMPT_BYTES} are allowed")));
+    for (at, Prompt { text, weight }) in prompts.iter().enumerate() {
+        if text.len() > MAX_PROMPT_BYTES {
+            let bytes = text.len();
+            let text = format!("{key}[{at}].text has {bytes} bytes: {MAX_PROMPT_BYTES} are allowed");
+            return Err(bad(&text));
         }
-        if !(0.0..=MAX_WEIGHT).contains(&prompt.weight) {
-            return Err(bad(&format!("{key} has weight {}: 0 to {MAX_WEIGHT} is allowed", prompt.weight)));
+        if !(0.0..=MAX_WEIGHT).contains(weight) {
+            return Err(bad(&format!("{key}[{at}].weight is {weight}: 0 to {MAX_WEIGHT} is allowed")));
         }
     }
     Ok(())

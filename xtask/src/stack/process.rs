@@ -48,6 +48,8 @@ pub(super) struct Process {
     started: Instant,
     tail: Tail,
     pumps: Vec<JoinHandle<()>>,
+    /// How it ended and when that was seen.
+    end: Option<(ExitStatus, Instant)>,
 }
 
 impl Process {
@@ -76,24 +78,23 @@ impl Process {
         if let Some(stderr) = child.stderr.take() {
             pumps.push(logs::pump(stderr, Arc::clone(console), prefix.to_owned(), tail.clone()));
         }
-        Ok(Self { child, started: Instant::now(), tail, pumps })
+        Ok(Self { child, started: Instant::now(), tail, pumps, end: None })
     }
 
     pub(super) fn lived(&self) -> Duration {
         self.started.elapsed()
     }
 
-    /// How it ended, once it has; its last lines have been printed then.
+    /// How it ended, once it has and its last lines have been printed.
     ///
     /// # Errors
     /// If the operating system cannot say.
     pub(super) fn ended(&mut self) -> Result<Option<ExitStatus>> {
-        let Some(status) = self.child.try_wait()? else { return Ok(None) };
-        let end = Instant::now() + LAST_WORDS;
-        while self.pumps.iter().any(|pump| !pump.is_finished()) && Instant::now() < end {
-            std::thread::sleep(Duration::from_millis(5));
+        if self.end.is_none() {
+            self.end = self.child.try_wait()?.map(|status| (status, Instant::now()));
         }
-        Ok(Some(status))
+        let printed = self.pumps.iter().all(JoinHandle::is_finished);
+        Ok(self.end.filter(|(_, seen)| printed || seen.elapsed() >= LAST_WORDS).map(|(status, _)| status))
     }
 
     /// The last line that it printed, but for mere information.
@@ -101,10 +102,13 @@ impl Process {
         self.tail.last()
     }
 
-    /// Sends a signal to the process, which has not been waited for and so still owns its id.
+    /// Sends a signal to the process, unless it has been waited for and no longer owns its id.
     pub(super) fn signal(&self, signal: libc::c_int) {
+        if self.end.is_some() {
+            return;
+        }
         if let Ok(pid) = libc::pid_t::try_from(self.child.id()) {
-            // SAFETY: kill has no preconditions; the id is that of our child.
+            // SAFETY: kill has no preconditions; the id is that of our child, which has not been waited for.
             unsafe { libc::kill(pid, signal) };
         }
     }
