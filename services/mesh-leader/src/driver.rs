@@ -24,7 +24,6 @@ use contract::budget::Budget;
 use contract::envelope::Lease;
 use contract::envelope::MeshTimings;
 use contract::model::ModelInfo;
-use contract::status::STATUS_TIMEOUT_MS;
 
 use crate::board::Board;
 use crate::key::Order;
@@ -32,8 +31,6 @@ use crate::link::LinkDesk;
 
 /// How long the holder of a lease has to say that it is there.
 const ANSWER: Budget = Budget::from_millis(500);
-/// Once this process is connected, all others have so long to be too before they can be missed.
-const SETTLED: Duration = Duration::from_millis(STATUS_TIMEOUT_MS);
 
 /// What reaches the driver.
 pub(crate) enum Event {
@@ -104,8 +101,6 @@ pub(crate) struct DriverState {
     /// Tensors of the plan that was fetched last.
     fetched: Option<(PlanId, CallTensors)>,
     ended: Option<Ended>,
-    /// When the connection to the broker changed last.
-    connected: Option<Instant>,
 }
 
 impl Driver {
@@ -119,8 +114,6 @@ impl Driver {
         let mut tick = interval(self.timing.tick);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut draining = false;
-        let mut connection = self.bus.state();
-        self.state.connected = Some(Instant::now());
         self.perform(first).await;
         loop {
             let inputs = tokio::select! {
@@ -133,10 +126,6 @@ impl Driver {
                     Some(event) => self.input_of(event).into_iter().collect(),
                     None => vec![Input::EpochLost { reason: "the event queue is closed".to_owned() }],
                 },
-                Ok(()) = connection.changed() => {
-                    self.state.connected = Some(Instant::now());
-                    Vec::new()
-                }
                 _ = tick.tick() => vec![Input::Tick],
             };
             for input in inputs {
@@ -289,11 +278,9 @@ impl Driver {
 
     fn seek(&self, lease: Lease) {
         let (bus, tx, cell) = (self.bus.clone(), self.tx.clone(), self.cell.clone());
-        let settled = self.state.connected.is_some_and(|since| since.elapsed() >= SETTLED);
         tokio::spawn(async move {
             let deadline = Deadline::after(Instant::now(), ANSWER);
-            let presence = presence::ask(&bus, &cell, lease.controller, deadline).await;
-            let gone = settled && presence == Presence::Gone;
+            let gone = presence::ask(&bus, &cell, lease.controller, deadline).await == Presence::Gone;
             let _ = tx.send(Event::Machine(Input::Sought { lease, gone })).await;
         });
     }

@@ -104,6 +104,7 @@ async fn serve(context: Context<LeaderSettings>) -> Result<Ended, Outcome> {
     let of = recorder.clone();
     let recording = move |_, asked: RecordingRequest| ready(Ok(of.recording().newest(asked.max_bytes)));
     let _recorder = service.serve("recorder", &subjects::recorder(&cell, instance), 1, recording).await?;
+    // Before the driver takes the key: a holder that does not say that it is there loses it.
     let _presence = presence::serve(&service, &cell, instance).await?;
     let reporter = Reporter {
         bus: bus.clone(),

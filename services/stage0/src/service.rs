@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use bus::{Bus, BusConfig, ServiceInfo};
+use bus::{Bus, BusConfig, ServiceInfo, presence};
 use contract::error::{Error, Reason};
 use contract::ids::InstanceId;
 use contract::session::CreateSession;
@@ -83,7 +83,6 @@ async fn serve(context: &Context<Config>) -> Result<Option<Running>, Outcome> {
         sessions: config.stage0.max_sessions,
         recorder: recorder.clone(),
     };
-    let mesh = mesh_client::start(settings, bus.clone(), cell.clone(), shutdown.clone());
     let service = bus
         .service(ServiceInfo {
             name: context.about.name.to_owned(),
@@ -93,6 +92,9 @@ async fn serve(context: &Context<Config>) -> Result<Option<Running>, Outcome> {
         })
         .await
         .map_err(Outcome::from)?;
+    // Before the lease is asked for: a holder that does not say that it is there loses it.
+    let presence = presence::serve(&service, &cell_id, instance).await.map_err(Outcome::from)?;
+    let mesh = mesh_client::start(settings, bus.clone(), cell.clone(), shutdown.clone());
 
     let (events_in, queue) = events::queue();
     let publisher = tokio::spawn(events::publish(bus.clone(), queue));
@@ -127,7 +129,7 @@ async fn serve(context: &Context<Config>) -> Result<Option<Running>, Outcome> {
     let grace = Duration::from_millis(common.shutdown.grace_ms);
     let operations = Operations::new(portrait.clone(), cell, shutdown.clone(), grace);
     let mut endpoints = operations.serve(&service).await.map_err(Outcome::from)?;
-    endpoints.push(create);
+    endpoints.extend([create, presence]);
     let heartbeat = Heartbeat { portrait, readiness: readiness.clone(), shutdown: shutdown.clone() };
     tokio::spawn(heartbeat.run());
     Ok(Some(Running { sessions, publisher, _endpoints: endpoints }))

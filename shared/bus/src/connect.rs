@@ -14,7 +14,8 @@ use tracing::{debug, info, warn};
 use crate::config::BusConfig;
 use crate::link::{Link, Violation};
 
-/// Longest pause between two attempts: well under the leader's TTL, so that a live leader renews before it is doubted.
+/// Longest pause between two attempts: well under the leader's TTL and under what counts as absence, so that a live leader is
+/// back before it is doubted.
 pub(crate) const MAX_RECONNECT_DELAY: Duration = Duration::from_millis(250);
 /// A silent broker is given up after three of these.
 const PING_INTERVAL: Duration = Duration::from_secs(1);
@@ -25,7 +26,7 @@ const SOCKET_BACKLOG: usize = 1024;
 const COMMAND_BACKLOG: usize = 256;
 /// How long a marker may take before the connection counts as broken.
 pub(crate) const MARKER_WAIT: Duration = Duration::from_secs(1);
-/// After the marker, the time forwarding tasks get to stamp what came before it.
+/// After the marker, the time forwarding tasks get to stamp what came before it. Requests are refused so long, to be asked again.
 const STAMP_WAIT: Duration = Duration::from_millis(200);
 
 /// A connected client with the link that watches it.

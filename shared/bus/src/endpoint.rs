@@ -36,7 +36,7 @@ pub struct Request {
     pub subject: String,
 }
 
-/// A running endpoint; it ends when dropped. Handlers that run still answer.
+/// A running endpoint; it ends when dropped. What came before is still answered.
 pub struct Endpoint {
     bus: Bus,
     end: CancellationToken,
@@ -172,8 +172,8 @@ pub(crate) async fn start(
     Ok(Endpoint { bus, end, stats })
 }
 
-/// Reads the subscription without ever waiting for a handler, so that each message is stamped when it arrives. What came before
-/// the end is still answered.
+/// Reads the subscription without ever waiting for a handler, so that each message is stamped when it arrives. What had reached
+/// this process before the end is still answered.
 async fn intake(
     mut raw: RawSubscription,
     queue: mpsc::Sender<Arrived>,
@@ -191,7 +191,9 @@ async fn intake(
     }
     let give_up = Instant::now() + LAST_READ;
     raw.drain(LAST_READ).await;
-    while let Ok(Some(message)) = timeout_at(give_up.into(), raw.next()).await {
+    while Instant::now() < give_up
+        && let Ok(Some(message)) = timeout_at(give_up.into(), raw.next()).await
+    {
         take_in(message, &queue, &answerer).await;
     }
 }

@@ -44,7 +44,7 @@ impl RawSubscription {
         let _ = timeout(wait, self.subscriber.unsubscribe()).await;
     }
 
-    /// The same, and what had come by then is still given; `None` follows it.
+    /// The same, and what had reached this process by then is still given; `None` follows it.
     pub(crate) async fn drain(&mut self, wait: Duration) {
         let _ = timeout(wait, self.subscriber.drain()).await;
     }

@@ -36,7 +36,7 @@ struct Value {
 }
 
 /// A held key. It does not renew itself: call [`Self::renew`] at least every third of the TTL. Dropping it without
-/// [`Self::release`] makes a successor wait for the TTL.
+/// [`Self::release`] makes a successor wait for the TTL, if its process goes on saying that it is there.
 #[derive(Debug)]
 pub struct Claim {
     store: Store,

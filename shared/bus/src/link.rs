@@ -7,11 +7,14 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_nats::client::Statistics;
+use contract::status::STATUS_TIMEOUT_MS;
 use contract::{Error, Reason};
 use tokio::sync::{broadcast, oneshot, watch};
 
 /// How late its own tick may be before a process counts as stalled.
 pub(crate) const STALL: Duration = Duration::from_millis(500);
+/// After this process lost the broker, or stood still, all others get so long to be heard again before they can be missed.
+const SETTLED: Duration = Duration::from_millis(STATUS_TIMEOUT_MS);
 /// Permission errors a waiting request may lag behind before it misses one (it then ends by its deadline).
 const VIOLATION_BACKLOG: usize = 64;
 
@@ -79,6 +82,8 @@ pub(crate) struct Link {
     last_tick_ms: AtomicU64,
     slow_consumer_events: AtomicU64,
     state: watch::Sender<ConnectionState>,
+    /// The newest generation that was noticed, and when.
+    era: Mutex<(u64, Instant)>,
     violations: broadcast::Sender<Violation>,
     markers: Mutex<HashMap<u64, oneshot::Sender<()>>>,
     next_marker: AtomicU64,
@@ -94,6 +99,7 @@ impl Link {
             last_tick_ms: AtomicU64::new(0),
             slow_consumer_events: AtomicU64::new(0),
             state: watch::Sender::new(ConnectionState::Disconnected { generation: 0 }),
+            era: Mutex::new((0, Instant::now())),
             violations: broadcast::Sender::new(VIOLATION_BACKLOG),
             markers: Mutex::default(),
             next_marker: AtomicU64::new(0),
@@ -150,8 +156,24 @@ impl Link {
         self.discarding.fetch_sub(1, Ordering::AcqRel);
     }
 
-    pub(crate) fn publish_state(&self, connected: bool) {
+    /// Whether whom the broker does not know now is gone: all others had the time to connect again, too. A process that has
+    /// only just come need not wait for them.
+    pub(crate) fn settled(&self, now: Instant) -> bool {
+        let (generation, since) = self.era(now);
+        generation <= 1 || now.saturating_duration_since(since) >= SETTLED
+    }
+
+    fn era(&self, now: Instant) -> (u64, Instant) {
+        let mut era = self.era.lock().unwrap_or_else(PoisonError::into_inner);
         let generation = self.generation();
+        if era.0 != generation {
+            *era = (generation, now);
+        }
+        *era
+    }
+
+    pub(crate) fn publish_state(&self, connected: bool) {
+        let (generation, _) = self.era(Instant::now());
         let now = match connected {
             true => ConnectionState::Connected { generation },
             false => ConnectionState::Disconnected { generation },
@@ -217,6 +239,22 @@ mod tests {
             assert_eq!((violation.refused, violation.subject.as_str()), (refused, "some.subject"));
         }
         assert!(Violation::parse("Stale Connection").is_none());
+    }
+
+    #[test]
+    fn nobody_is_missed_until_all_had_the_time_to_connect_again() {
+        let (link, statistics) = (Link::new(), Arc::new(Statistics::default()));
+        link.attach(Arc::clone(&statistics));
+        let now = Instant::now();
+        statistics.connects.store(1, Ordering::Release);
+        assert!(link.settled(now), "it has only just come");
+        statistics.connects.store(2, Ordering::Release);
+        assert!(!link.settled(now));
+        assert!(!link.settled(now + SETTLED / 2));
+        assert!(link.settled(now + SETTLED));
+        link.begin_discarding();
+        link.end_discarding();
+        assert!(!link.settled(now + SETTLED), "nor after a stall");
     }
 
     #[test]

@@ -1,5 +1,8 @@
 //! Whether a process is there, known at once where it was killed: the broker sees its connection close, and says of a request
-//! to it that nobody responds. Who stands still or is cut off is missed by its silence.
+//! to it that nobody responds. Who stands still or is cut off is missed by its silence. A leader or a stage0 serves this before
+//! it takes anything that it could lose by being missed.
+
+use std::time::Instant;
 
 use contract::{CellId, Deadline, Error, InstanceId, Reason, subjects};
 
@@ -14,9 +17,9 @@ const CONCURRENCY: usize = 4;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Presence {
     Here,
-    /// The broker has no connection of it.
+    /// The broker has no connection of it, though it had the time to connect again.
     Gone,
-    /// There was no answer.
+    /// There was no answer, or it may be connecting again.
     Unknown,
 }
 
@@ -33,7 +36,9 @@ pub async fn serve(service: &Service, cell: &CellId, instance: InstanceId) -> Re
 pub async fn ask(bus: &Bus, cell: &CellId, instance: InstanceId, deadline: Deadline) -> Presence {
     match bus.request::<_, ()>(&subjects::presence(cell, instance), &(), deadline).await {
         Ok(()) => Presence::Here,
-        Err(error) if error.reason == Reason::NoResponders => Presence::Gone,
+        Err(error) if error.reason == Reason::NoResponders && bus.link().settled(Instant::now()) => {
+            Presence::Gone
+        }
         Err(_) => Presence::Unknown,
     }
 }

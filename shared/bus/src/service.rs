@@ -149,8 +149,8 @@ impl Service {
         .await
     }
 
-    /// Ends the service and all its endpoints; when this returns the broker knows (or is away). Handlers that run
-    /// still answer.
+    /// Ends the service and all its endpoints; when this returns the broker knows (or is away). What came before is
+    /// still answered.
     pub async fn stop(self) {
         self.end.cancel();
         // The tasks queue their unsubscriptions before the marker only if they run first; give them the chance.

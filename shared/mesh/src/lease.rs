@@ -25,10 +25,18 @@ struct Held {
     lease: Lease,
     expires: Instant,
     last_call: CallId,
-    /// The shell looks for the holder.
-    sought: bool,
+    look: Look,
     /// The first time that it was not found, since it spoke last.
     missing: Option<Instant>,
+}
+
+/// Whether the shell looks for the holder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Look {
+    None,
+    UnderWay,
+    /// The holder spoke meanwhile: what comes of it says nothing.
+    Void,
 }
 
 impl LeaseBook {
@@ -60,21 +68,23 @@ impl LeaseBook {
         self.granted = self.granted.next();
         let lease = Lease { controller, epoch: self.granted };
         let expires = now + self.ttl;
-        self.held = Some(Held { lease, expires, last_call: call, sought: false, missing: None });
+        self.held = Some(Held { lease, expires, last_call: call, look: Look::None, missing: None });
         Ok(lease)
     }
 
     /// The lease whose holder is to be looked for, because another asked for it; none while that is being done.
     pub fn seek(&mut self, now: Instant) -> Option<Lease> {
-        let held = self.held.as_mut().filter(|held| now < held.expires && !held.sought)?;
-        held.sought = true;
+        let held = self.held.as_mut().filter(|held| now < held.expires && held.look == Look::None)?;
+        held.look = Look::UnderWay;
         Some(held.lease)
     }
 
-    /// What came of looking, unless the holder spoke meanwhile. One that stays away has lost its lease.
+    /// What came of looking. A holder that stays away has lost its lease.
     pub fn sought(&mut self, now: Instant, lease: Lease, gone: bool) {
-        let Some(held) = self.held.as_mut().filter(|held| held.lease == lease && held.sought) else { return };
-        held.sought = false;
+        let Some(held) = self.held.as_mut().filter(|held| held.lease == lease) else { return };
+        if std::mem::replace(&mut held.look, Look::None) != Look::UnderWay {
+            return;
+        }
         held.missing = gone.then(|| held.missing.unwrap_or(now));
         if held.missing.is_some_and(|since| now.saturating_duration_since(since) >= self.absence) {
             held.expires = now;
@@ -94,7 +104,10 @@ impl LeaseBook {
         };
         match &mut self.held {
             Some(held) if held.lease == (Lease { controller: envelope.controller, epoch: claimed }) => {
-                (held.expires, held.sought, held.missing) = (now + self.ttl, false, None);
+                (held.expires, held.missing) = (now + self.ttl, None);
+                if held.look == Look::UnderWay {
+                    held.look = Look::Void;
+                }
                 Ok(held.lease)
             }
             Some(held) => Err(Error::new(

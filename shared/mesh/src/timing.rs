@@ -7,8 +7,8 @@ pub struct Timing {
     pub tick: Duration,
     /// A lease that was not renewed for this long may be taken by another controller.
     pub lease_ttl: Duration,
-    /// A controller whose lease another wants, and of which the broker knew nothing for this long, has lost it. It is more
-    /// than reconnecting takes.
+    /// A controller whose lease another wants, and of which the broker knew nothing for this long, has lost it: twice the
+    /// longest pause between two attempts to reconnect.
     pub absence: Duration,
     /// A liveness socket that is silent for this long means a stopped peer.
     pub beat_silence: Duration,
@@ -45,7 +45,7 @@ impl Default for Timing {
         Self {
             tick: Duration::from_millis(50),
             lease_ttl: Duration::from_secs(3),
-            absence: Duration::from_millis(200),
+            absence: Duration::from_millis(500),
             beat_silence: Duration::from_millis(800),
             watchdog: Duration::from_secs(5),
             orphan_grace: Duration::from_secs(120),

@@ -104,7 +104,7 @@ async fn after_a_workers_death_the_next_chunk_is_that_of_a_hard_cut_with_the_sam
     controller.three_chunks(1).await;
     let call = controller.chunk(1, 3);
     let worker = mesh.workers.pop().unwrap();
-    // Stopped, it cannot finish the call before it dies.
+    // Stopped, it cannot finish the call before it dies, or is given up for its silence.
     worker.signal(libc::SIGSTOP);
     let kill_while_it_runs = async {
         mesh.status(|s| s.mesh.as_ref().is_some_and(|m| m.running.is_some())).await;

@@ -5,7 +5,7 @@ mod ending;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use bus::{Endpoint, Service, presence, recordings};
+use bus::{Endpoint, Service, recordings};
 use contract::error::{Error, Reason};
 use contract::ids::SessionId;
 use contract::ops::{CellReport, OpsAccepted, ResetRequest, StatusRequest, StopRequest};
@@ -74,7 +74,6 @@ impl Operations {
             std::future::ready(Ok(recorder.recording().newest(asked.max_bytes)))
         };
         endpoints.push(service.serve("recorder", &subject, 1, recording).await?);
-        endpoints.push(presence::serve(service, &self.portrait.cell_id, self.portrait.instance).await?);
         Ok(endpoints)
     }
 

@@ -13,6 +13,7 @@ impl Input {
             // A worker that waits asks again and again; the answer that ends it is no routine.
             Self::Tick | Self::Join { .. } => true,
             Self::Beat(beat) => beat.fault.is_none() && !beat.leaving,
+            Self::Sought { gone, .. } => !gone,
             Self::Call { envelope, .. } => matches!(envelope.action, Ask::Noop),
             _ => false,
         }
@@ -34,7 +35,12 @@ impl Display for Input {
             }
             Self::Call { ticket, envelope, .. } => write!(f, "#{} {}", ticket.0, Shown(&**envelope)),
             Self::Sought { lease, gone } => {
-                write!(f, "holder of lease {}: {}", lease.epoch, if *gone { "gone" } else { "there" })
+                write!(
+                    f,
+                    "holder of lease {}: {}",
+                    lease.epoch,
+                    if *gone { "gone" } else { "not known to be gone" }
+                )
             }
             Self::LinkOpened { lease, result } => {
                 write!(f, "link of lease {}: {}", lease.epoch, Outcome(result))
@@ -94,7 +100,7 @@ impl Action {
     #[must_use]
     pub fn is_routine(&self) -> bool {
         match self {
-            Self::RelayNoop(_) => true,
+            Self::RelayNoop(_) | Self::Seek { .. } => true,
             Self::Answer { result, .. } => matches!(result, Ok(Reply::Noop(_))),
             Self::AnswerJoin { result, .. } => matches!(result, Ok(JoinReply::Waiting { .. })),
             _ => false,

@@ -44,7 +44,8 @@ fn the_successor_of_a_dead_stage0_does_not_wait_for_the_end_of_its_lease() {
     assert!(!alive(&sim) && sim.run_until(ms(25_000), alive));
     let (started, before) = (sim.cell.now, sim.cell.log.delivered);
     assert!(sim.run_until(ms(60_000), |sim| sim.cell.log.delivered > before), "{:?}", sim.cell.log);
-    assert!(sim.cell.now - started < ms(1_000), "{:?}", sim.cell.now - started);
+    // At least 1.5 s of it are left.
+    assert!(sim.cell.now - started < ms(1_300), "{:?}", sim.cell.now - started);
 }
 
 #[test]

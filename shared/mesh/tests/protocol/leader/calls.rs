@@ -191,11 +191,13 @@ fn a_holder_that_is_found_or_speaks_keeps_its_lease() {
     look(&mut rig, true);
     look(&mut rig, false);
     look(&mut rig, true);
-    // What was asked before it spoke says nothing.
+    // What was asked before it spoke says nothing, and is not asked again meanwhile.
     rig.controller = rival;
     assert_eq!(refused_hello(&mut rig), Some(held));
     rig.controller = holder;
     assert!(answer(&rig.ask(Ask::Noop)).is_ok());
+    rig.controller = rival;
+    assert_eq!(refused_hello(&mut rig), None);
     rig.tell(Input::Sought { lease: held, gone: true });
     look(&mut rig, true);
 
