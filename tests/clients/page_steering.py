@@ -23,7 +23,8 @@ def main(args):
         page.select_option("#transition", "2")
         chromium.note_texts(page, "#sent")
         chromium.type_prompt(page, "a blue whale")
-        result["transition"] = [chromium.wait_text(page, "#sent", "changed"), chromium.wait_noted(page, "changing …")][::-1]
+        changed = chromium.wait_text(page, "#sent", "changed")
+        result["transition"] = [chromium.wait_noted(page, "changing …"), changed]
         chromium.shot(page, args, "-changed")
         page.keyboard.press("Escape")
         mesh = page.request.get(f"{args.url}/api/v1/cell").json()["mesh"]["epoch"]

@@ -40,7 +40,9 @@ async def watch(args, resume=None):
     wanted = [codec for codec in codecs if codec.mimeType.lower() == f"video/{args.codec}"]
     transceiver.setCodecPreferences(wanted)
     messages, opened, track = [], asyncio.Event(), asyncio.get_running_loop().create_future()
-    stopped, awaited, refused, states = asyncio.Event(), asyncio.Event(), asyncio.Event(), []
+    stopped, refused = asyncio.Event(), asyncio.Event()
+    # What is still awaited, in this order.
+    after = args.after.split(",") if args.after else []
 
     @channel.on("open")
     def _():
@@ -52,14 +54,10 @@ async def watch(args, resume=None):
         messages.append({"at": time.monotonic(), **message})
         if message["type"] == "stream_stopped":
             stopped.set()
-        # A fault that is awaited is over when the picture goes on.
-        if args.after == "recovering" and message.get("state") == "streaming" and "recovering" in states:
-            awaited.set()
-        elif args.after != "recovering" and args.after in (message["type"], message.get("state")):
-            awaited.set()
+        if after and after[0] in (message["type"], message.get("state")):
+            after.pop(0)
         if message["type"] == "error":
             refused.set()
-        states.append(message.get("state"))
 
     @connection.on("track")
     def _(incoming):
@@ -91,7 +89,7 @@ async def watch(args, resume=None):
             frame = await asyncio.wait_for(incoming.recv(), args.patience if frames else 30)
             frames += 1
             times.append(time.monotonic())
-            if args.after and not awaited.is_set():
+            if after:
                 wanted = frames + args.frames
             picture = frame.to_ndarray(format="rgb24")
             sizes.add((frame.width, frame.height))
@@ -148,7 +146,7 @@ def main():
     parser.add_argument("--frames", type=int, default=40)
     parser.add_argument("--parameters", default='{"prompts": [{"text": "a red fox", "weight": 1}]}')
     parser.add_argument("--send", help="a message for the data channel once it is open, which is to be refused")
-    parser.add_argument("--after", help="count frames only once this message, or session state, has come; of recovering, once it is over")
+    parser.add_argument("--after", help="count frames only once these messages, or session states, have come: one,then another")
     parser.add_argument("--patience", type=float, default=30, help="seconds without a frame that end the stream")
     parser.add_argument("--resume", help="the resume token of an earlier answer")
     parser.add_argument("--resumed-frames", type=int, help="connect again when the stream ends, for so many frames")

@@ -64,15 +64,15 @@ pub fn creation(json: &Value) -> CreateSession {
 
 /// Asks until it is heard: a service that a busy machine kept waiting discards what came meanwhile, and says so.
 async fn heard<T, F: Future<Output = Result<T, Error>>>(mut ask: impl FnMut() -> F) -> Result<T, Error> {
-    let give_up = Instant::now() + PATIENCE;
-    loop {
-        match ask().await {
-            Err(error) if error.reason == Reason::BrokerUnavailable && Instant::now() < give_up => {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-            answer => return answer,
+    wait::until("somebody who hears", PATIENCE, || {
+        let asked = ask();
+        async {
+            let answer = asked.await;
+            let unheard = answer.as_ref().is_err_and(|error| error.reason == Reason::BrokerUnavailable);
+            (!unheard).then_some(answer)
         }
-    }
+    })
+    .await
 }
 
 fn deadline(budget: Budget) -> Deadline {

@@ -186,8 +186,10 @@ async fn a_session_without_a_stored_state_begins_anew_and_says_so() {
 async fn a_stage0_that_stood_still_goes_on_in_the_same_life() {
     let cell = Cell::builder().ready().await;
     let url = cell.url();
-    let watcher =
-        python::start("webrtc_view.py", &["--url", &url, "--after", "recovering", "--frames", "60"]);
+    let watcher = python::start(
+        "webrtc_view.py",
+        &["--url", &url, "--after", "recovering,streaming", "--frames", "60"],
+    );
     streaming(&cell, 30).await;
     cell.signal("stage0", Signal::Stop);
     in_state(&cell, "recovering").await;
@@ -248,7 +250,7 @@ async fn the_broker_goes_and_comes_back_under_a_stream() {
         .ready()
         .await;
     let url = cell.url();
-    let args = ["--url", &url, "--after", "recovering", "--frames", "60", "--patience", "90"];
+    let args = ["--url", &url, "--after", "recovering,streaming", "--frames", "60", "--patience", "90"];
     let watcher = python::start("webrtc_view.py", &args);
     let id = streaming(&cell, 30).await;
     cell.signal(system_tests::cell::BROKER, Signal::Kill);
@@ -329,7 +331,7 @@ async fn a_wrong_resume_token_is_refused_and_disturbs_nobody() {
 async fn client_outlives(process: &str, fault: Fault, within: Duration) {
     let cell = Cell::builder().supervised().ready().await;
     let url = cell.url();
-    let args = ["--url", &url, "--after", "recovering", "--frames", "60"];
+    let args = ["--url", &url, "--after", "recovering,streaming", "--frames", "60"];
     let watcher = python::start("webrtc_view.py", &args);
     let id = streaming(&cell, 30).await;
     fault.strike(&cell, process).await;

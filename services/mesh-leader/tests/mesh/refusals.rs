@@ -1,7 +1,7 @@
 //! What is refused, how it is named on the asker's side, and that the mesh serves on afterwards.
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::harness::{self, Broker, Controller, Mesh, spawn};
 use contract::envelope::Action;
@@ -113,7 +113,9 @@ async fn a_second_controller_is_refused_while_the_first_is_there_and_an_older_le
     let mesh = Mesh::start(1, &["mesh.lease_ttl_ms=600000"]).await;
     let mut first = mesh.controller().await;
     let (there, asked) = first.is_there().await;
+    let give_up = Instant::now() + harness::PATIENCE;
     while asked.load(Ordering::Relaxed) < 3 {
+        assert!(Instant::now() < give_up, "nobody looks for the holder");
         let Err(error) = Controller::attach(&mesh.bus).await else { panic!("two controllers") };
         assert_eq!(error.reason, Reason::LeaseHeld, "{error}");
         assert!(error.message.contains(&first.instance.to_string()));
